@@ -1,0 +1,3 @@
+"""Sensorkeep keeps every sensor reading."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,320 @@
+"""Every bound of the system, with its unit last in the name and its reason.
+
+Settings may change those marked (setting).
+"""
+
+from __future__ import annotations
+
+KIB = 1024
+MIB = 1024 * KIB
+GIB = 1024 * MIB
+
+# --- one ingest request -------------------------------------------------------------------------------------------
+BODY_WIRE_BYTES_MAX = 64 * MIB
+"""(setting) Largest request body as it arrives; a day of one large site fits several times."""
+BODY_INFLATED_BYTES_MAX = 1 * GIB
+"""(setting) Largest body after decompression."""
+INFLATE_RATIO_MAX = 200
+"""(setting) Inflated bytes per wire byte. Real telemetry reaches 30; a bomb exceeds 1,000."""
+INFLATE_RATIO_FREE_BYTES = 1 * MIB
+"""The ratio is checked only past this many inflated bytes, so that tiny repetitive bodies pass."""
+INFLATE_SLICE_BYTES = 64 * KIB
+"""Input handed to the inflater at once: isal copies its unconsumed tail, so slices must stay small."""
+INFLATE_OUTPUT_BYTES = 1 * MIB
+"""Most output taken from the inflater in one step; it bounds memory whatever the ratio."""
+GZIP_MEMBERS_MAX = 65_536
+"""Members of one gzip body; each costs some microseconds to open. bgzip makes one for 64 KiB: 16,384 in 1 GiB."""
+GZIP_MEMBER_SLICE_BYTES = 4 * KIB
+"""Input slice from the third member on: what follows a member is copied, so slices must stay small."""
+ZSTD_SLICE_BYTES = 128
+"""zstd input handed on at once: 4 bytes can stand for a block of 128 KiB, and a call's output has no other bound."""
+ZSTD_WINDOW_BYTES_MAX = 8 * MIB
+"""Largest zstd window; RFC 8878 section 3.1.1.1.2 asks decoders for at least this."""
+EQUIPMENT_OBJECTS_MAX = 10_000
+"""(setting) Equipment objects in one bulk request."""
+READINGS_PER_REQUEST_MAX = 1_000_000
+"""(setting) Readings in one bulk request."""
+READINGS_PER_GENERAL_REQUEST_MAX = 10_000
+"""Objects in one POST /readings array."""
+SMALL_BODY_BYTES_MAX = 64 * KIB
+"""Largest body of a single-reading request, and largest payload that travels inside a claim."""
+OBJECT_BUFFER_BYTES = 1 * MIB
+"""An equipment object longer than this is decoded in parts, so that memory stays bounded: `{},` becomes 180 bytes."""
+OBJECT_PART_BYTES = 256 * KIB
+"""Readings of a long equipment object decoded at once."""
+DECODE_ROWS_PER_CHUNK = 4_000
+"""Readings turned into columns at once; fewer cost more calls, more fall out of the processor's cache."""
+DECODE_BYTES_PER_CHUNK = 8 * MIB
+"""JSON after which readings are turned into columns however few they are."""
+ERRORS_REPORTED_MAX = 20
+"""Per-reading errors listed in an answer; all of them are in the quarantine."""
+EXCERPTS_KEPT_MAX = 10_000
+"""Rejected readings of one batch whose content is kept beside their position and reason."""
+EXCERPT_CHARS_MAX = 500
+"""Characters kept of a rejected reading."""
+PREFER_WAIT_SECONDS_MAX = 30
+"""Longest `Prefer: wait=N` honoured."""
+IDEMPOTENCY_KEY_CHARS_MAX = 255
+IDEMPOTENCY_KEPT_SECONDS = 24 * 3600
+EXTERNAL_ID_CHARS_MAX = 128
+"""Longest sensor_id of the SensorFlow form."""
+NAME_CHARS_MAX = 128
+"""Longest name of a quantity."""
+TEXT_CHARS_MAX = 500
+"""Longest description text kept (names, locations, models) and longest status; longer ones are cut."""
+GENERAL_BODY_BYTES_MAX = 16 * MIB
+"""Largest inflated body of POST /readings: 10,000 objects of 1.6 KB."""
+BULK_STREAMS_MAX = 16
+"""Bulk bodies received at the same time; each may hold one buffer and its columns. More wait their turn."""
+BULK_WHOLE_BYTES_MAX = 256 * KIB
+"""Bulk bodies up to this size are received whole before a thread takes them, so a slow sender holds none."""
+BODY_IDLE_SECONDS_MAX = 30
+"""A body that brings nothing for this long is given up (408)."""
+GATHER_ENTRIES_MAX = 500
+"""Single readings in one claim."""
+RECORD_IDS_RESERVED = 65_536
+"""Record ids reserved at once; a crash skips the unused rest."""
+QUANTITIES_PER_READING_MAX = 64
+"""Quantities in one single-reading request."""
+
+# --- time ---------------------------------------------------------------------------------------------------------
+FUTURE_TOLERANCE_SECONDS = 600
+"""A reading further ahead of our clock than this is quarantined as in_future."""
+RAW_RETENTION_DAYS = 30
+"""(setting) Raw readings are kept this long; 0 keeps them for ever."""
+PAYLOAD_RETENTION_DAYS = 7
+"""(setting) Raw payloads are kept this long; 0 keeps them for ever."""
+
+# --- object store and queue ---------------------------------------------------------------------------------------
+OBJECT_KEY_CHARS_MAX = 1024
+"""Longest object key: S3's limit."""
+OBJECT_KEY_PART_CHARS_MAX = 255
+"""Longest part of an object key: the limit of a file name."""
+OBJECT_CHUNK_BYTES = 256 * KIB
+"""Bytes handed out at once when an object is read."""
+LISTED_NAMES_MAX = 20_000
+"""Names of one folder held in memory while it is listed; a longer folder is scanned again for its next names."""
+FOLDERS_REMEMBERED_MAX = 1_000
+"""Folders known to be durable, so that a put into one need not sync its parents again."""
+FETCH_BYTES_MAX = 32 * MIB
+"""Claim bytes handed out by one fetch past the first claim: inline payloads must not fill the memory."""
+QUEUE_LOG_BYTES_MAX = 16 * MIB
+"""The queue's write-ahead log is cut to this after a checkpoint."""
+QUEUE_CHECKED_BYTES_MAX = 64 * MIB
+"""A queue file up to this size is checked page by page at start (0.1 s); a longer one as it is read."""
+QUEUE_FREE_PAGES_MAX = 4_096
+"""Free pages (4 KiB) kept in the queue file for reuse; past it they are given back to the file system."""
+QUEUE_PAGES_FREED_MAX = 1_024
+"""Pages given back at once, so that an acknowledgement stays quick."""
+
+# --- worker -------------------------------------------------------------------------------------------------------
+GATHER_READINGS_MAX = 200_000
+"""Readings written in one transaction: DuckDB's cost per row falls until about here (DESIGN, decisions)."""
+GATHER_CLAIMS_MAX = 2_000
+"""Claims taken at once, so that a flood of tiny claims does not make one endless transaction."""
+GATHER_SECONDS = 0.5
+"""(setting) How long the worker waits for more claims before it writes what it has."""
+SETTLE_SECONDS = 5.0
+"""Under load, late readings are merged this often; when idle, at once."""
+MAINTAIN_SECONDS = 5.0
+"""Under load, hours are rolled up, days closed and retention applied this often."""
+MAINTAIN_IDLE_SECONDS = 1.0
+"""The same when idle."""
+WORKER_IDLE_SECONDS = 1.0
+"""How long an idle worker waits for a claim before it looks after the store."""
+WORKER_PAUSE_SECONDS_MAX = 5.0
+"""Longest pause of the worker between tries while a dependency is down."""
+WORKER_OUTCOMES_WATCHED = 50
+WORKER_FAILURES_MAX = 20
+"""Dead letters among the last WORKER_OUTCOMES_WATCHED claims, and more than half, that stop the worker: a bad
+release must not quarantine everything."""
+HOUSEKEEPING_SECONDS = 3600.0
+"""How often old payloads and ledger entries are looked for."""
+CLAIM_ATTEMPTS_MAX = 5
+"""Tries before a claim that fails by itself goes to the dead letters."""
+HANDOFF_BYTES_MAX = 64 * MIB
+"""Decoded batches kept in memory for the worker of the same process; the rest is decoded again from storage."""
+
+START_CATCH_UP_SECONDS_MAX = 60.0
+"""A start waits this long for the claims a crash left behind, so that newest values are right from the first answer."""
+SHUTDOWN_SECONDS_MAX = 30
+"""Requests in flight at a shutdown have this long to end."""
+UPKEEP_SECONDS = 60.0
+"""How often small facts (use of keys, expired tokens) are written or forgotten."""
+
+FIRST_KEY_SECONDS = 24 * 3600
+"""Life of the key that the first start prints for trying things out."""
+HTTP_HEADER_SECONDS_MAX = 30
+"""An idle keep-alive connection is closed after this."""
+
+DISK_FREE_BYTES_MIN = 256 * MIB
+"""With less free disk than this, health is degraded and `doctor` complains."""
+
+# --- queries ------------------------------------------------------------------------------------------------------
+PAGE_ROWS_DEFAULT = 10_000
+PAGE_ROWS_MAX = 100_000
+"""Rows of one history page. A larger limit is refused, never cut silently."""
+QUERIES_AT_ONCE_MAX = 8
+"""Queries of one kind (scans of the store, look-ups in the catalog) that run at once; others wait for their turn. It
+bounds memory, a full page of 100,000 rows being some 35 MB of JSON, and leaves threads to ingest."""
+ENCODED_AT_ONCE_ROWS = 10_000
+"""Rows made into Python objects at once while a JSON page is built, so that a full page stays small."""
+HISTORY_DAYS_DEFAULT = 7
+HOME_ASSISTANT_HOURS_DEFAULT = 24
+HOME_ASSISTANT_HOURS_MAX = 168
+"""Hours of one Home Assistant answer: a week."""
+EQUIPMENT_PAGE_DEFAULT = 100
+EQUIPMENT_PAGE_MAX = 1_000
+"""Equipment of one catalog page; each is answered with all its sensors."""
+SENSOR_TYPE_CHARS_MAX = 500
+"""Longest sensor_type asked for; no longer one is kept (TEXT_CHARS_MAX)."""
+INTERVAL_SECONDS_DEFAULT = 300
+"""Expected seconds between readings of an equipment that did not say."""
+ONLINE_INTERVALS = 2.5
+"""Online means seen within this many expected intervals: two missed readings and some delay are no outage yet."""
+
+# --- live ---------------------------------------------------------------------------------------------------------
+WS_CONNECTIONS_PER_KEY_MAX = 10
+"""(setting) Open WebSockets per key."""
+WS_QUEUE_MESSAGES_MAX = 1_000
+"""Messages kept for a client that is slow; past it the oldest go and the client is told."""
+WS_PING_SECONDS = 20
+WS_PONG_TIMEOUT_SECONDS = 20
+WS_TICKET_SECONDS = 30
+"""Life of a one-time WebSocket ticket."""
+WS_PAGE_MESSAGES_MAX = 256
+"""Live messages handed to the clients in one turn of the event loop."""
+WS_BATCH_MESSAGES_MAX = 10_000
+"""Live messages of one batch; of a larger batch the first ones are left out, and the clients are told. A client's own
+queue holds fewer, and encoding a million would keep the sender waiting for seconds."""
+WS_LOOP_SHARE = 1 / 8
+"""Part of the event loop's time that the fan-out may take. With few clients that delays nothing; with hundreds,
+messages that arrive meanwhile share one write to each client, and requests keep the rest of the loop."""
+WS_PACE_SECONDS_MAX = 0.1
+"""Longest pause between two rounds of the fan-out, whatever the share says: live stays live."""
+WS_INBOX_BYTES_MAX = 32 * MIB
+"""Pub/sub messages waiting for the event loop; past it the oldest go and every client is told."""
+WS_SEND_BUFFER_BYTES = 256 * KIB
+"""Kernel send buffer of one WebSocket: what a client that stopped reading may hold there."""
+WS_INCOMING_BYTES_MAX = 4 * KIB
+"""Largest message taken from a WebSocket client; its content is ignored."""
+WS_INCOMING_PER_MINUTE_MAX = 120
+"""Messages a client may send in a minute before it is closed: we read them only to drop them."""
+WS_FILTERS_MAX = 100
+"""Filters of one WebSocket connection."""
+WS_CLOSE_SECONDS = 5
+"""How long a closed WebSocket may take to drain before its connection is cut."""
+
+# --- authentication -----------------------------------------------------------------------------------------------
+ACCESS_TOKEN_SECONDS = 15 * 60
+REFRESH_TOKEN_SECONDS = 7 * 24 * 3600
+SECRET_CHARS_MIN = 16
+"""Shorter configured keys and secrets are refused outside --demo."""
+SIGNING_SECRET_BYTES_MIN = 32
+"""HS256 needs a key as long as its hash (RFC 7518 section 3.2)."""
+PASSWORD_CHARS_MIN = 8
+"""Shorter passwords are refused outside --demo."""
+PASSWORD_CHARS_MAX = 256
+"""Bounds what is hashed for somebody who is not known yet."""
+PASSWORD_WAIT_SECONDS = 10.0
+"""Longest wait for one's turn to hash a password; hashing takes 64 MiB, so it is done one at a time."""
+LOGIN_THREADS_MAX = 4
+"""Threads that logins may hold at once: they wait for their turn to hash, and other requests need threads too."""
+USERNAME_CHARS_MAX = 64
+CREDENTIAL_BYTES_MAX = 4 * KIB
+"""Longest credential looked at; our tokens have about 500 bytes."""
+CREDENTIAL_CACHE_ENTRIES_MAX = 10_000
+CREDENTIAL_CACHE_SECONDS = 30
+"""A credential changed by another process is believed for at most this long."""
+KEY_USE_NOTED_SECONDS = 60
+"""The time a key was last used is kept no finer than this."""
+CLOCK_SKEW_SECONDS = 30
+"""A token may come from another gateway whose clock is ahead by this much."""
+LOGIN_FAILURES_PER_MINUTE_PER_IP = 10
+LOGIN_FAILURES_PER_MINUTE_PER_USERNAME = 5
+CREDENTIAL_FAILURES_PER_MINUTE_PER_IP = 60
+"""Refused keys and tokens; each costs a look-up in the catalog."""
+RATE_COUNTERS_MAX = 50_000
+"""Rate limit counters kept; past it the oldest go. About 250 bytes each."""
+WS_TICKETS_MAX = 10_000
+"""Unused WebSocket tickets kept; past it the oldest go."""
+WS_CONNECTIONS_SETTABLE_MAX = 10_000
+"""Most WebSockets that a key of its own limit can be given."""
+API_KEYS_MAX = 10_000
+USERS_MAX = 10_000
+"""What the lists of keys and users can answer at once."""
+
+# --- web ----------------------------------------------------------------------------------------------------------
+REQUEST_ID_CHARS_MAX = 128
+"""Longest X-Request-Id honoured; a longer one is replaced by ours."""
+FIELD_ERRORS_REPORTED_MAX = 20
+"""Invalid fields listed in one problem document."""
+HEALTH_CHECK_SECONDS = 2.0
+"""A dependency that has not answered its check by then counts as down."""
+HEALTH_CACHED_SECONDS = 1.0
+"""Health answers are shared this long, so that polling them costs the dependencies nothing."""
+
+# --- catalog ------------------------------------------------------------------------------------------------------
+CATALOG_BUSY_SECONDS = 10
+"""How long a transaction waits for another process before it fails."""
+CATALOG_CONNECTIONS_KEPT = 8
+"""Database connections kept open; reads come from the threads of the event loop's pool."""
+CATALOG_CONNECTIONS_MAX = 64
+"""Most database connections of one process; more readers than this wait."""
+DESCRIPTIONS_CACHED_MAX = 200_000
+"""Descriptions of equipment and sensors remembered as stored, so that the same ones cost no SQL."""
+LEDGER_PORTION_ROWS = 5_000
+"""Rows handed to the catalog's database at once, so that a batch with a million rejections needs little memory."""
+PURGE_PORTION_ROWS = 1_000
+"""Rows forgotten in one transaction, so that a purge never holds up the receipts for long."""
+IDEMPOTENCY_CLAIM_SECONDS = 600
+"""A claim of an idempotency key by a process that died ends after this."""
+
+# --- command line (a client of the HTTP API) ----------------------------------------------------------------------
+CLIENT_TIMEOUT_SECONDS = 90
+"""Longest silence of the server; it must exceed PREFER_WAIT_SECONDS_MAX."""
+CLIENT_ATTEMPTS_MAX = 8
+"""Tries of one request; with the back-off below they span about 40 seconds."""
+CLIENT_BACKOFF_SECONDS_FIRST = 0.5
+CLIENT_BACKOFF_SECONDS_MAX = 30.0
+CLIENT_RETRY_AFTER_SECONDS_MAX = 300.0
+"""A server that asks for more patience than this is reported instead."""
+CLIENT_ANSWER_BYTES_MAX = 512 * MIB
+"""Largest answer taken; a history page of PAGE_ROWS_MAX rows is about 40 MiB."""
+CLIENT_GZIP_BYTES_MIN = 1 * KIB
+"""Smaller bodies are sent as they are."""
+SOURCE_LINE_BYTES_MAX = 1 * MIB
+"""Longest line of an imported CSV file; a longer one is refused and skipped."""
+SOURCE_READ_BYTES = 256 * KIB
+"""Bytes of an imported file read at once."""
+BAD_ROWS_SHOWN_MAX = 10
+"""Refused rows shown on the terminal; all of them are in the refused file."""
+SIMULATED_LATE_ROWS_MAX = 20_000_000
+"""Readings that a simulated fleet may hold back to send late."""
+
+# --- time series store --------------------------------------------------------------------------------------------
+LATE_AFTER_HOURS = 3
+"""A reading this much older than the newest known one is late: the embedded store stages it and merges it by day."""
+ROLL_DELAY_SECONDS = 300
+"""An hour or day is rolled up once the newest reading is this far past its end."""
+ROLL_IDLE_SECONDS = 600
+"""Where nothing was written for this long, the wall clock decides that an hour is over."""
+DAY_CLOSE_DAYS = 3
+"""A day is rewritten in (sensor, time) order once the newest reading is this far past its end."""
+RETENTION_QUIET_SECONDS = 24 * 3600
+"""A day past the raw retention is kept until nothing was written to it for this long, so that a backfill stays exact
+while it runs."""
+BATCH_IDS_KEPT_DAYS = 7
+"""The store answers a redelivered batch with its first counts for this long."""
+SETTLE_READINGS_MAX = 500_000
+"""Late readings merged in one transaction, so that memory stays bounded."""
+ROLL_READINGS_MAX = 2_000_000
+"""Raw readings aggregated at once: the state of exact percentiles holds every one of them and cannot spill."""
+SUMMARY_EXACT_DAYS_MAX = 2
+"""Longest range summarized from raw, percentiles too."""
+SUMMARY_HOURS_DAYS_MAX = 14
+"""Longest range summarized from hours; longer ones take whole days."""
+ACCESS_LOG_SECONDS = 0.25
+"""Access log lines are gathered this long: a write for each would cost more than the rest of the log."""
+ACCESS_LOG_BYTES_MAX = 64 * KIB
+"""Gathered access log lines are written at once past this."""
