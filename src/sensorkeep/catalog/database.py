@@ -1,0 +1,252 @@
+"""The catalog's database: connections, transactions, and what its errors mean.
+
+One code path serves SQLite and PostgreSQL. What differs is here: how a transaction begins, which insert knows
+`ON CONFLICT`, and how a driver names a full disk.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.dialects import sqlite
+from sqlalchemy.pool import StaticPool
+
+from sensorkeep.catalog import migration
+from sensorkeep.errors import BadConfig, Conflict, Corrupt, Poisoned, SensorkeepError, Unavailable
+from sensorkeep.limits import CATALOG_BUSY_SECONDS, CATALOG_CONNECTIONS_KEPT, CATALOG_CONNECTIONS_MAX
+
+AnyRow = sa.Row[*tuple[Any, ...]]
+"""A result row of any columns."""
+
+SchemaAction = Literal["migrate", "check", "ignore"]
+
+
+class Prepared:
+    """A statement compiled once for the hot paths. Rows are tuples in the order of `names`."""
+
+    def __init__(self, statement: sa.Insert | sa.Update, dialect: sa.Dialect, names: Sequence[str]) -> None:
+        compiled = statement.compile(dialect=dialect, column_keys=list(names))
+        self.sql = compiled.string
+        self._names = tuple(names)
+        self._positional = compiled.positional
+        if set(compiled.params) != set(names):
+            raise ValueError(f"the statement binds {sorted(compiled.params)}, not {sorted(names)}")
+        if self._positional and tuple(compiled.positiontup or ()) != self._names:
+            raise ValueError(f"the statement binds in the order {compiled.positiontup}")
+
+    def run(self, connection: sa.Connection, rows: Sequence[tuple[object, ...]]) -> int:
+        """Execute for every row and return how many rows of the table were changed."""
+        if self._positional:
+            return connection.exec_driver_sql(self.sql, list(rows)).rowcount
+        return connection.exec_driver_sql(self.sql, [dict(zip(self._names, row, strict=True)) for row in rows]).rowcount
+
+
+class Database:
+    """An open database. Thread-safe; made by `open_database`.
+
+    `write` is one transaction, durable when the block ends; `read` sees what is committed. On SQLite the writers of
+    this process take turns by a lock, so that none fails because another one is busy.
+    """
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self.engine = engine
+        self.dialect = engine.dialect
+        self._closed = False
+        self._turn = threading.Lock()
+        self._durable: sa.Connection | None = None
+        self._relaxed: sa.Connection | None = None
+        # All threads share the one connection of a database in memory, so its readers take turns too.
+        self._in_memory = isinstance(engine.pool, StaticPool)
+        if self.is_sqlite:
+            with self._translated():
+                self._open_writers()
+
+    @property
+    def is_sqlite(self) -> bool:
+        """Whether this is SQLite (else PostgreSQL)."""
+        return self.dialect.name == "sqlite"
+
+    @contextmanager
+    def write(self, *, relaxed: bool = False) -> Iterator[sa.Connection]:
+        """A transaction; an exception in the block undoes it. Durable at the end of the block.
+
+        `relaxed`: it may be lost by a power cut (never torn), which saves SQLite the wait for the disk. Raises
+        Unavailable, Corrupt, Conflict where a uniqueness rule is broken, or Poisoned for a value no column can hold.
+        """
+        writer = self._relaxed if relaxed else self._durable
+        with self._translated():
+            if writer is None:
+                with self.engine.connect() as connection, connection.begin():
+                    yield connection
+            else:
+                with self._turn, writer.begin():
+                    yield writer
+
+    @contextmanager
+    def read(self) -> Iterator[sa.Connection]:
+        """A connection to read with; each statement sees one moment. Raises Unavailable or Corrupt."""
+        if self._in_memory:
+            with self.write() as connection:
+                yield connection
+        else:
+            with self._translated(), self.engine.connect() as connection:
+                yield connection
+
+    def insert(self, table: sa.Table) -> sqlite.Insert:
+        """An insert into the table with `on_conflict_do_update` and `on_conflict_do_nothing`."""
+        if self.is_sqlite:
+            return sqlite.insert(table)
+        from sqlalchemy.dialects import postgresql  # 40 ms that SQLite need not pay
+
+        # Both classes take the same calls; the type of one serves for both.
+        return postgresql.insert(table)  # type: ignore[return-value]
+
+    def prepare(self, statement: sa.Insert | sa.Update, names: Sequence[str]) -> Prepared:
+        """Compile the statement; rows are then tuples in the order of `names`, its bound parameters."""
+        return Prepared(statement, self.dialect, names)
+
+    def check(self) -> None:
+        """Prove that a transaction could begin: raises Unavailable where it could not."""
+        with self.write() as connection:
+            connection.exec_driver_sql("SELECT 1")
+
+    def close(self) -> None:
+        """Release what is held. Idempotent."""
+        with self._turn:
+            self._closed = True
+            for connection in {self._durable, self._relaxed} - {None}:
+                assert connection is not None
+                connection.close()
+            self.engine.dispose()
+
+    def _open_writers(self) -> None:
+        self._durable = self.engine.connect().execution_options(sensorkeep_begin="BEGIN IMMEDIATE")
+        if self._in_memory:
+            self._relaxed = self._durable
+            return
+        self._relaxed = self.engine.connect().execution_options(sensorkeep_begin="BEGIN IMMEDIATE")
+        driver: Any = self._relaxed.connection.driver_connection
+        driver.execute("PRAGMA synchronous = NORMAL")
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        if self._closed:
+            raise Unavailable("the catalog is closed", code="dependency_down")
+        try:
+            yield
+        except (sa.exc.DBAPIError, sa.exc.TimeoutError) as error:
+            raise _meaning(error) from error
+        except (OverflowError, UnicodeEncodeError) as error:  # SQLite's driver, of a number or text it cannot hold
+            raise Poisoned(f"the catalog cannot hold a value: {error}") from error
+        except sa.exc.ResourceClosedError as error:
+            raise Unavailable("the catalog is closed", code="dependency_down") from error
+
+
+def open_database(url: str, *, schema: SchemaAction | None = None) -> Database:
+    """Open `sqlite:///path`, `sqlite://` (in memory) or `postgresql://…`.
+
+    `schema`: "migrate" brings the tables to this version, "check" refuses any other version, "ignore" looks at
+    nothing. By default SQLite is migrated and PostgreSQL checked, since there other processes may be at work.
+    Raises BadConfig (the URL, or the version), Unavailable or Corrupt.
+    """
+    try:
+        parsed = sa.make_url(url)
+        engine = _sqlite_engine(parsed) if parsed.get_backend_name() == "sqlite" else _postgresql_engine(parsed)
+    except (sa.exc.ArgumentError, ModuleNotFoundError) as error:
+        raise BadConfig(f"the catalog URL cannot be used: {error}") from error
+    database = Database(engine)
+    try:
+        action = schema or ("migrate" if database.is_sqlite else "check")
+        if action == "migrate":
+            migrate(database)
+        elif action == "check":
+            current, head = schema_status(database)
+            if current != head:
+                raise BadConfig(f"the catalog's schema is at {current}, this version needs {head}: migrate it first")
+    except BaseException:
+        database.close()
+        raise
+    return database
+
+
+def migrate(database: Database) -> None:
+    """Bring the tables to this version. Idempotent; one transaction. Raises BadConfig where they are newer."""
+    if schema_status(database)[0] == migration.HEAD:
+        return
+    with database.write() as connection:
+        migration.upgrade(connection)
+
+
+def schema_status(database: Database) -> tuple[str | None, str]:
+    """(revision of the tables, None where there are none; revision this version needs)."""
+    with database.read() as connection:
+        return migration.stored_revision(connection), migration.HEAD
+
+
+def _sqlite_engine(url: sa.URL) -> sa.Engine:
+    arguments: dict[str, Any] = {
+        "isolation_level": None,  # the driver begins nothing by itself; the listener below does
+        "check_same_thread": False,
+        "timeout": CATALOG_BUSY_SECONDS,
+    }
+    if url.database in (None, "", ":memory:"):
+        engine = sa.create_engine(url, connect_args=arguments, poolclass=StaticPool)
+    else:
+        engine = sa.create_engine(
+            url,
+            connect_args=arguments,
+            pool_size=CATALOG_CONNECTIONS_KEPT,
+            max_overflow=CATALOG_CONNECTIONS_MAX - CATALOG_CONNECTIONS_KEPT,
+            pool_reset_on_return=None,  # a reader is never in a transaction, so there is nothing to roll back
+        )
+
+    @event.listens_for(engine, "connect")
+    def configure(connection: Any, _record: object) -> None:
+        for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: sa.Connection) -> None:
+        statement = connection.get_execution_options().get("sensorkeep_begin")
+        if statement is not None:
+            connection.exec_driver_sql(statement)
+
+    return engine
+
+
+def _postgresql_engine(url: sa.URL) -> sa.Engine:
+    if url.get_backend_name() != "postgresql":
+        raise BadConfig(f"the catalog URL must begin with sqlite: or postgresql:, not {url.get_backend_name()}:")
+    return sa.create_engine(
+        url,
+        pool_size=CATALOG_CONNECTIONS_KEPT,
+        max_overflow=CATALOG_CONNECTIONS_MAX - CATALOG_CONNECTIONS_KEPT,
+        pool_pre_ping=True,
+    )
+
+
+_DISK_FULL = {"SQLITE_FULL", "53100"}
+_DAMAGED = {"SQLITE_CORRUPT", "SQLITE_NOTADB", "XX001", "XX002"}
+
+
+def _meaning(error: sa.exc.SQLAlchemyError) -> SensorkeepError:
+    """What a driver's error means to the caller. The message leaves out the statement and its parameters."""
+    original = getattr(error, "orig", None)
+    # An extended SQLite code such as SQLITE_CORRUPT_INDEX begins with the name of its family.
+    name = str(getattr(original, "sqlite_errorname", None) or getattr(original, "sqlstate", None) or "")
+    family = "_".join(name.split("_")[:2])
+    detail = f"the catalog's database failed: {original or error}".strip()
+    if family in _DISK_FULL:
+        return Unavailable(detail, code="disk_full")
+    if family in _DAMAGED:
+        return Corrupt(detail)
+    if isinstance(error, sa.exc.DataError):
+        return Poisoned(f"the catalog cannot hold a value: {original}")
+    if isinstance(error, sa.exc.IntegrityError):
+        return Conflict("the catalog holds one of that identity already", code="already_exists")
+    return Unavailable(detail, code="dependency_down")

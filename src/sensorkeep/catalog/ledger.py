@@ -1,0 +1,367 @@
+"""Every accepted batch, what was set aside of it, and the totals, in the catalog's database."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+
+import msgspec
+import sqlalchemy as sa
+
+from sensorkeep.catalog.base import (
+    Accounting,
+    Batch,
+    BatchState,
+    QuarantinedReading,
+    Receipt,
+    Settlement,
+)
+from sensorkeep.catalog.database import AnyRow, Database
+from sensorkeep.catalog.quarantine import QuarantineRows, list_quarantined
+from sensorkeep.catalog.schema import PENDING, SET_ASIDE, batches, ledger, replays
+from sensorkeep.catalog.settlement import Change, End, end_of_batch, end_of_replay
+from sensorkeep.clock import Clock
+from sensorkeep.errors import Conflict, Corrupt, NotFound
+from sensorkeep.limits import LEDGER_PORTION_ROWS, PURGE_PORTION_ROWS
+from sensorkeep.model import Claim, Counts
+
+_encode_claim = msgspec.msgpack.Encoder().encode
+_decode_claim = msgspec.msgpack.Decoder(Claim).decode
+
+_RECEIVED = (
+    "batch_id", "received_us", "readings", "quarantined", "pending", "wire_bytes", "oldest_us", "object_key",
+    "wire_format",
+)  # fmt: skip
+_ReceivedRow = tuple[str, int, int, int, int, int, int | None, str | None, str]
+_ENDED = ("state", "stored_us", "readings", "stored", "updated", "duplicate", "quarantined", "detail", "claim")
+_TOTALS = Change._fields
+
+# Constant texts: these two are asked for by every query and every dashboard.
+_SELECT_TOTALS = f"SELECT {', '.join(_TOTALS)} FROM ledger WHERE id = 1"  # noqa: S608 - built from constants
+_SELECT_OLDEST = "SELECT min(oldest_us) FROM batches WHERE state = 'accepted'"
+
+_SHOWN = (
+    batches.c.batch_id, batches.c.state, batches.c.received_us, batches.c.stored_us, batches.c.readings,
+    batches.c.stored, batches.c.updated, batches.c.duplicate, batches.c.quarantined, batches.c.object_key,
+    batches.c.wire_format, batches.c.detail,
+)  # fmt: skip
+
+
+class _Known(Exception):
+    """A receipt was entered before: enter this group one by one."""
+
+
+class CatalogLedger:
+    """The BatchLedger of the catalog.
+
+    A batch is pending while its state is `accepted`: until its first settlement, and again while a replay of it runs
+    (then `replay_id` names it). Its row and the row of totals change in the same transaction, always.
+    """
+
+    def __init__(self, database: Database, clock: Clock) -> None:
+        self._database = database
+        self._clock = clock
+        self._quarantine = QuarantineRows(database)
+        entered = database.insert(batches).values(
+            {name: sa.bindparam(name) for name in _RECEIVED}
+            | {"state": sa.literal_column("'accepted'")}
+            | {name: sa.literal_column("0") for name in ("stored", "updated", "duplicate")}
+        )
+        self._enter = database.prepare(entered.on_conflict_do_nothing(), _RECEIVED)
+        ended = sa.update(batches).values(
+            {name: sa.bindparam(f"new_{name}") for name in _ENDED}
+            | {"pending": sa.literal_column("0"), "replay_id": sa.null()}
+        )
+        self._end = database.prepare(
+            ended.where(batches.c.batch_id == sa.bindparam("key")), [*(f"new_{name}" for name in _ENDED), "key"]
+        )
+        self._add = database.prepare(
+            sa.update(ledger)
+            .values({name: ledger.c[name] + sa.bindparam(f"more_{name}") for name in _TOTALS})
+            .where(ledger.c.id == sa.literal_column("1")),
+            [f"more_{name}" for name in _TOTALS],
+        )
+        self._since_lock = threading.Lock()
+        self._reopened_before_start = 0
+        self._at_start = self._open_totals()
+
+    def receive(self, receipts: Sequence[Receipt]) -> None:
+        # A replay's readings were received with the batch that it replays.
+        rows = [_received_row(receipt) for receipt in receipts if receipt.claim.replay_of is None]
+        if not rows:
+            return
+        try:
+            with self._database.write(relaxed=True) as connection:
+                if self._enter.run(connection, rows) != len(rows):
+                    raise _Known
+                self._change(connection, _received_change(rows))
+        except _Known:
+            with self._database.write(relaxed=True) as connection:
+                self._enter_each(connection, rows)
+
+    def settle(self, settlements: Sequence[Settlement]) -> None:
+        first_ends: dict[str, Settlement] = {}
+        for settlement in settlements:
+            if settlement.claim.replay_of is None:
+                first_ends.setdefault(settlement.claim.batch_id, settlement)
+        with self._database.write() as connection:
+            if first_ends:
+                self._settle_batches(connection, first_ends)
+            for settlement in settlements:
+                if settlement.claim.replay_of is not None:
+                    self._settle_replay(connection, settlement, settlement.claim.replay_of)
+
+    def reopen(self, batch_id: str, replay_id: str) -> tuple[Claim, list[tuple[int, int]]]:
+        with self._database.write() as connection:
+            row = _locked(connection, batch_id)
+            if row is None:
+                raise NotFound(f"there is no batch {batch_id!r}")
+            if row.replay_id is None:
+                self._begin_replay(connection, row, replay_id)
+            elif row.replay_id != replay_id:
+                raise Conflict(f"another replay of batch {batch_id!r} is running")
+            return _kept_claim(row), self._quarantine.positions(connection, batch_id)
+
+    def batch(self, batch_id: str) -> Batch:
+        with self._database.read() as connection:
+            row = connection.execute(sa.select(*_SHOWN).where(batches.c.batch_id == batch_id)).one_or_none()
+        if row is None:
+            raise NotFound(f"there is no batch {batch_id!r}")
+        return _batch(row)
+
+    def batches(self, state: BatchState | None, limit: int, before: tuple[int, str] | None = None) -> list[Batch]:
+        received: sa.ColumnElement[int] = batches.c.received_us
+        statement = sa.select(*_SHOWN)
+        if state == "accepted":
+            # The few that wait are found by their own index and sorted: in the order of receipt they may be far apart.
+            received = received + sa.literal_column("0")
+            statement = statement.where(PENDING)
+        elif state is not None:
+            statement = statement.where(batches.c.state == state)
+            if state != "stored":
+                statement = statement.where(SET_ASIDE)  # the same again in the words of the partial index
+        if before is not None:
+            statement = statement.where(sa.tuple_(received, batches.c.batch_id) < sa.tuple_(*before))
+        statement = statement.order_by(received.desc(), batches.c.batch_id.desc()).limit(limit)
+        with self._database.read() as connection:
+            return [_batch(row) for row in connection.execute(statement)]
+
+    def quarantine(
+        self, batch_id: str | None, reason: str | None, limit: int, before_id: int | None = None
+    ) -> list[QuarantinedReading]:
+        with self._database.read() as connection:
+            return list_quarantined(connection, batch_id, reason, limit, before_id)
+
+    def accounting(self) -> tuple[Accounting, Accounting]:
+        with self._database.read() as connection:
+            now = _totals(connection)
+        start = self._at_start
+        # What was quarantined before the start and reopened since counts as received since, like what was pending.
+        with self._since_lock:
+            self._reopened_before_start = max(self._reopened_before_start, start.quarantined - now.quarantined)
+            reopened = self._reopened_before_start
+        since_start = Accounting(
+            received=now.received - start.received + start.pending + reopened,
+            stored=now.stored - start.stored,
+            updated=now.updated - start.updated,
+            duplicate=now.duplicate - start.duplicate,
+            quarantined=now.quarantined - start.quarantined + reopened,
+            pending=now.pending,
+        )
+        return since_start, Accounting(*now)
+
+    def oldest_pending_us(self) -> int | None:
+        with self._database.read() as connection:
+            oldest: int | None = connection.exec_driver_sql(_SELECT_OLDEST).scalar()
+        return oldest
+
+    def purge(self, before_us: int) -> None:
+        settled = sa.and_(batches.c.received_us < before_us, batches.c.state != "accepted")
+        portion = sa.select(batches.c.batch_id).where(settled).order_by(batches.c.received_us).limit(PURGE_PORTION_ROWS)
+        # A transaction a portion, so that receipts get their turn in between.
+        done = False
+        while not done:
+            with self._database.write(relaxed=True) as connection:
+                batch_ids = connection.execute(portion).scalars().all()
+                self._quarantine.forget(connection, batch_ids)
+                connection.execute(sa.delete(replays).where(replays.c.replay_of.in_(batch_ids)))
+                connection.execute(sa.delete(batches).where(batches.c.batch_id.in_(batch_ids)))
+            done = len(batch_ids) < PURGE_PORTION_ROWS
+
+    def _settle_batches(self, connection: sa.Connection, ends: dict[str, Settlement]) -> None:
+        rows = dict(_rows_of(connection, sorted(ends)))
+        lost = sorted(ends.keys() - rows.keys())
+        if lost:
+            self._enter_each(connection, [_received_row(Receipt(ends[batch_id].claim, 0)) for batch_id in lost])
+            rows.update(_rows_of(connection, lost))
+        now_us = self._clock.now_us()
+        change = Change()
+        updates = []
+        for batch_id, settlement in ends.items():
+            row = rows[batch_id]
+            if row.state != "accepted" or row.replay_id is not None:
+                continue  # settled before
+            end = end_of_batch(settlement, row.readings, row.quarantined, row.pending)
+            updates.append(_ended_row(batch_id, end, now_us, _claim_to_keep(settlement.claim, end)))
+            change = change.plus(end.change)
+            if end.quarantined:
+                self._quarantine.add(connection, batch_id, settlement, now_us)
+        if updates:
+            self._end.run(connection, updates)
+            self._change(connection, change)
+
+    def _settle_replay(self, connection: sa.Connection, settlement: Settlement, batch_id: str) -> None:
+        now_us = self._clock.now_us()
+        mark = self._database.insert(replays).values(
+            batch_id=settlement.claim.batch_id, replay_of=batch_id, settled_us=now_us
+        )
+        if connection.execute(mark.on_conflict_do_nothing().returning(replays.c.batch_id)).first() is None:
+            return  # settled before
+        row = _locked(connection, batch_id)
+        if row is None or row.replay_id != settlement.claim.batch_id:
+            return  # it was never begun, so it holds no reading
+        if settlement.dead_letter is not None:
+            self._give_back(connection, row, settlement.dead_letter)
+            return
+        end = end_of_replay(settlement, row.readings, row.pending)
+        self._quarantine.end_replay(connection, batch_id)
+        if end.quarantined:
+            self._quarantine.add(connection, batch_id, settlement, now_us)
+        together = end._replace(counts=end.counts + _counts(row), quarantined=row.quarantined + end.quarantined)
+        self._end.run(connection, [_ended_row(batch_id, together, now_us, row.claim if end.quarantined else None)])
+        self._change(connection, end.change)
+
+    def _begin_replay(self, connection: sa.Connection, row: AnyRow, replay_id: str) -> None:
+        if row.state == "accepted":
+            raise Conflict(f"batch {row.batch_id!r} is not settled yet")
+        if connection.execute(sa.select(replays.c.batch_id).where(replays.c.batch_id == replay_id)).first() is not None:
+            raise Conflict(f"replay {replay_id!r} has settled")
+        if row.quarantined == 0:
+            raise Conflict(f"batch {row.batch_id!r} has nothing in quarantine")
+        claim = _kept_claim(row)
+        reopened = _update(row.batch_id).values(
+            state="accepted",
+            pending=row.quarantined,
+            quarantined=0,
+            oldest_us=_oldest_us(claim),
+            replay_id=replay_id,
+        )
+        connection.execute(reopened)
+        self._quarantine.begin_replay(connection, row.batch_id)
+        self._change(connection, Change(quarantined=-row.quarantined, pending=row.quarantined))
+
+    def _give_back(self, connection: sa.Connection, row: AnyRow, dead_letter: str) -> None:
+        """End a replay with nothing changed: what it took goes back to the quarantine."""
+        was_dead_letter = self._quarantine.give_back(connection, row.batch_id)
+        ended = _update(row.batch_id).values(
+            state="dead_letter" if was_dead_letter else "partial",
+            quarantined=row.pending,
+            pending=0,
+            replay_id=None,
+            detail=f"the replay failed: {dead_letter}",
+        )
+        connection.execute(ended)
+        self._change(connection, Change(quarantined=row.pending, pending=-row.pending))
+
+    def _enter_each(self, connection: sa.Connection, rows: Sequence[_ReceivedRow]) -> None:
+        new = [row for row in rows if self._enter.run(connection, [row]) == 1]
+        if new:
+            self._change(connection, _received_change(new))
+
+    def _change(self, connection: sa.Connection, change: Change) -> None:
+        assert change.balanced, f"a change must keep the accounting true: {change}"
+        self._add.run(connection, [change])
+
+    def _open_totals(self) -> Change:
+        empty = self._database.insert(ledger).values(id=1, **dict.fromkeys(_TOTALS, 0))
+        with self._database.write() as connection:
+            connection.execute(empty.on_conflict_do_nothing())
+            return _totals(connection)
+
+
+def _totals(connection: sa.Connection) -> Change:
+    return Change(*connection.exec_driver_sql(_SELECT_TOTALS).one())
+
+
+def _received_row(receipt: Receipt) -> _ReceivedRow:
+    claim = receipt.claim
+    pending = claim.readings - claim.quarantined
+    return (
+        claim.batch_id, claim.received_us, claim.readings, claim.quarantined, pending, receipt.wire_bytes,
+        _oldest_us(claim) if pending else None, claim.object_key, claim.wire_format.value,
+    )  # fmt: skip
+
+
+def _received_change(rows: Sequence[_ReceivedRow]) -> Change:
+    return Change(
+        received=sum([row[2] for row in rows]),
+        quarantined=sum([row[3] for row in rows]),
+        pending=sum([row[4] for row in rows]),
+    )
+
+
+def _ended_row(batch_id: str, end: End, now_us: int, claim: bytes | None) -> tuple[object, ...]:
+    counts = end.counts
+    return (
+        end.state, now_us, end.readings, counts.stored, counts.updated, counts.duplicate, end.quarantined, end.detail,
+        claim, batch_id,
+    )  # fmt: skip
+
+
+def _oldest_us(claim: Claim) -> int:
+    """The earliest reading time that may be in it. What is not known is no later than what was allowed."""
+    if claim.oldest_us is not None:
+        return claim.oldest_us
+    return claim.oldest_allowed_us or 0
+
+
+def _claim_to_keep(claim: Claim, end: End) -> bytes | None:
+    """The claim with its inline payload, where a replay may need it."""
+    return _encode_claim(claim) if end.quarantined else None
+
+
+def _kept_claim(row: AnyRow) -> Claim:
+    try:
+        return _decode_claim(row.claim)
+    except (msgspec.DecodeError, TypeError) as error:
+        raise Corrupt(f"the claim of batch {row.batch_id!r} does not read back: {error}") from error
+
+
+def _rows_of(connection: sa.Connection, batch_ids: Sequence[str]) -> Iterator[tuple[str, AnyRow]]:
+    columns = (batches.c.batch_id, batches.c.state, batches.c.readings, batches.c.quarantined, batches.c.pending,
+               batches.c.replay_id)  # fmt: skip
+    for start in range(0, len(batch_ids), LEDGER_PORTION_ROWS):
+        portion = batch_ids[start : start + LEDGER_PORTION_ROWS]
+        # PostgreSQL locks the rows, in the order of their ids; SQLite has one writer and leaves the words out.
+        statement = sa.select(*columns).where(batches.c.batch_id.in_(portion)).order_by(batches.c.batch_id)
+        for row in connection.execute(statement.with_for_update()):
+            yield row.batch_id, row
+
+
+def _locked(connection: sa.Connection, batch_id: str) -> AnyRow | None:
+    return connection.execute(sa.select(batches).where(batches.c.batch_id == batch_id).with_for_update()).one_or_none()
+
+
+def _update(batch_id: str) -> sa.Update:
+    return sa.update(batches).where(batches.c.batch_id == batch_id)
+
+
+def _counts(row: AnyRow) -> Counts:
+    return Counts(row.stored, row.updated, row.duplicate)
+
+
+def _batch(row: AnyRow) -> Batch:
+    return Batch(
+        batch_id=row.batch_id,
+        state=row.state,
+        received_us=row.received_us,
+        stored_us=row.stored_us,
+        readings=row.readings,
+        stored=row.stored,
+        updated=row.updated,
+        duplicate=row.duplicate,
+        quarantined=row.quarantined,
+        object_key=row.object_key,
+        wire_format=row.wire_format,
+        detail=row.detail,
+    )
