@@ -1,0 +1,1 @@
+"""Answers: history, statistics, the latest values and the catalog, over HTTP."""
