@@ -1,0 +1,1 @@
+"""What tests and simulations share: builders of inputs, and backends that fail on purpose."""
