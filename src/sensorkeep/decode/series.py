@@ -1,0 +1,125 @@
+"""The sensors and the statuses of a batch by number, and the columns of READINGS_SCHEMA."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sensorkeep.decode.arrow import ArrowArray
+from sensorkeep.limits import TEXT_CHARS_MAX
+from sensorkeep.model import READINGS_SCHEMA, Sensor, canonical_uuid
+
+_canonical = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}").fullmatch
+
+_STATUS_FIELD = READINGS_SCHEMA.get_field_index("status")
+_WORKING_SCHEMA = READINGS_SCHEMA.set(_STATUS_FIELD, pa.field("status", pa.int32()))
+_TIME_TYPE = READINGS_SCHEMA.field("time").type
+
+Numbers = npt.NDArray[np.float64]
+
+
+class SeriesIndex:
+    """Numbers sensors in the order seen. The body may call one sensor by several texts."""
+
+    def __init__(self) -> None:
+        self._by_text: dict[str, int] = {}
+        self._by_uuid: dict[str, int] = {}
+        self._identities: list[tuple[str, str]] = []
+
+    def __len__(self) -> int:
+        return len(self._identities)
+
+    def of(self, text: str) -> int:
+        """The number of the sensor that `text` names."""
+        known = self._by_text.get(text)
+        if known is not None:
+            return known
+        uuid = text if _canonical(text) else canonical_uuid(text)
+        index = self._by_uuid.setdefault(uuid, len(self._identities))
+        if index == len(self._identities):
+            self._identities.append((uuid, text))
+        self._by_text[text] = index
+        return index
+
+    def identity(self, index: int) -> tuple[str, str]:
+        """(uuid, the first text that named it)."""
+        return self._identities[index]
+
+    def compact(
+        self, sensors: Mapping[int, Sensor], chunks: list[pa.RecordBatch]
+    ) -> tuple[list[Sensor], list[pa.RecordBatch]]:
+        """The described sensors in order, and the chunks with `series` renumbered accordingly."""
+        order = sorted(sensors)
+        result = [sensors[index] for index in order]
+        if len(order) == len(self):
+            return result, chunks
+        numbers = np.zeros(len(self), np.int32)
+        numbers[order] = np.arange(len(order))
+        return result, [
+            chunk.set_column(0, READINGS_SCHEMA.field(0), pa.array(numbers[chunk.column(0).to_numpy()]))
+            for chunk in chunks
+        ]
+
+
+class StatusIndex:
+    """Numbers statuses, so that all chunks share one dictionary."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+        self._dictionary: ArrowArray | None = None
+
+    def codes(self, statuses: ArrowArray) -> ArrowArray:
+        """The number of each status (int32, null for null), cut to TEXT_CHARS_MAX."""
+        if statuses.null_count == len(statuses):
+            return pa.nulls(len(statuses), pa.int32())
+        encoded = statuses.dictionary_encode()
+        numbers = self._numbers
+        texts: list[str] = encoded.dictionary.to_pylist()
+        known = [numbers.setdefault(text[:TEXT_CHARS_MAX], len(numbers)) for text in texts]
+        return pa.array(known, pa.int32()).take(encoded.indices)
+
+    def complete(self, chunk: pa.RecordBatch) -> pa.RecordBatch:
+        """A chunk of `readings_batch` with READINGS_SCHEMA. Call it when all codes have been given out."""
+        if self._dictionary is None:
+            self._dictionary = pa.array(list(self._numbers), pa.string())
+        status = pa.DictionaryArray.from_arrays(chunk.column(_STATUS_FIELD), self._dictionary)
+        return chunk.set_column(_STATUS_FIELD, READINGS_SCHEMA.field(_STATUS_FIELD), status)
+
+
+def readings_batch(
+    series: npt.NDArray[np.int32],
+    times_us: npt.NDArray[np.int64],
+    values: Numbers,
+    status: ArrowArray,
+    battery: Numbers,
+    rssi: Numbers,
+    lqi: Numbers,
+    battery_voltage: Numbers,
+) -> pa.RecordBatch:
+    """Columns as READINGS_SCHEMA, but with `status` as numbers of a StatusIndex. NaN means null."""
+    columns: Sequence[ArrowArray] = [
+        pa.array(series, pa.int32()),
+        pa.array(times_us, pa.int64()).cast(_TIME_TYPE),
+        pa.array(values, pa.float64(), from_pandas=True),
+        status,
+        _nullable(battery, pa.float32()),
+        _nullable(rssi, pa.int16()),
+        _nullable(lqi, pa.int16()),
+        _nullable(battery_voltage, pa.float32()),
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=_WORKING_SCHEMA)
+
+
+def _nullable(values: Numbers, to: Any) -> ArrowArray:
+    """NaN as null; fractions of whole-number columns are rounded."""
+    absent = np.isnan(values)
+    if absent.all():
+        return pa.nulls(len(values), to)
+    array: ArrowArray = pa.array(np.where(absent, 0.0, values), mask=absent)
+    return (pc.round(array) if pa.types.is_integer(to) else array).cast(to)
