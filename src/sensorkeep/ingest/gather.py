@@ -1,0 +1,120 @@
+"""Gathers single readings into shared claims, so that requests which arrive together share one sync.
+
+There is no timer: whatever arrives while one claim is made durable goes into the next. A lone request waits for
+nothing but its own sync.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from dataclasses import dataclass
+
+from sensorkeep import limits
+from sensorkeep.catalog.base import Registry
+from sensorkeep.decode.gathered import Entry, encode_gathered, gather
+from sensorkeep.errors import SensorkeepError, Unavailable
+from sensorkeep.ingest.accept import Acceptor, Sender
+
+
+@dataclass(slots=True)
+class Ticket:
+    """A single reading on its way. `entry.record_id` and `batch_id` are set when it is durable."""
+
+    entry: Entry
+    urgent: bool
+    done: asyncio.Future[None]
+    batch_id: str = ""
+
+
+class Gatherer:
+    """Single readings to claims. `submit` is called on the event loop; one thread of its own makes claims durable."""
+
+    def __init__(self, acceptor: Acceptor, registry: Registry) -> None:
+        self._acceptor = acceptor
+        self._registry = registry
+        self._waiting: deque[Ticket] = deque()
+        self._wakeup = threading.Event()
+        self._closing = False
+        self._next_id = self._last_id = 0
+        self._thread = threading.Thread(target=self._run, name="gather", daemon=True)
+        self._loop: asyncio.AbstractEventLoop
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Begin to serve `submit` on this loop."""
+        self._loop = loop
+        self._thread.start()
+
+    async def submit(self, entry: Entry, *, urgent: bool = False) -> Ticket:
+        """Return when the reading is durable. Raises Unavailable where it cannot be made so."""
+        if self._closing:
+            raise Unavailable("the server is shutting down", retry_after_seconds=2)
+        ticket = Ticket(entry, urgent, self._loop.create_future())
+        self._waiting.append(ticket)
+        if not self._wakeup.is_set():
+            self._wakeup.set()
+        await ticket.done
+        return ticket
+
+    def close(self) -> None:
+        """Make durable what waits, then end the thread."""
+        self._closing = True
+        self._wakeup.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._closing or self._waiting:
+            self._wakeup.wait()
+            self._wakeup.clear()
+            while tickets := self._take():
+                self._commit(tickets)
+
+    def _take(self) -> list[Ticket]:
+        tickets: list[Ticket] = []
+        size = 0
+        while self._waiting and len(tickets) < limits.GATHER_ENTRIES_MAX:
+            size += len(self._waiting[0].entry.body) + 64
+            if tickets and size > limits.SMALL_BODY_BYTES_MAX:
+                break
+            tickets.append(self._waiting.popleft())
+        return tickets
+
+    def _commit(self, tickets: list[Ticket]) -> None:
+        error: Exception | None = None
+        batch_id = ""
+        try:
+            batch_id = self._make_durable(tickets)
+        except SensorkeepError as caught:
+            error = caught
+        except Exception as caught:  # noqa: BLE001 - the outermost loop: every waiting request gets the error
+            error = caught
+        self._loop.call_soon_threadsafe(_resolve, tickets, batch_id, error)
+
+    def _make_durable(self, tickets: list[Ticket]) -> str:
+        for ticket in tickets:
+            ticket.entry.record_id = self._new_id()
+        entries = [ticket.entry for ticket in tickets]
+        sender = Sender(credential="", urgent=any(ticket.urgent for ticket in tickets))
+        options = self._acceptor.options(sender)
+        batch = gather(entries, options)
+        accepted = self._acceptor.gathered(encode_gathered(entries), batch, options, sender)
+        return accepted.claim.batch_id
+
+    def _new_id(self) -> int:
+        if self._next_id >= self._last_id:
+            self._next_id = self._registry.reserve_ids(limits.RECORD_IDS_RESERVED)
+            self._last_id = self._next_id + limits.RECORD_IDS_RESERVED
+        self._next_id += 1
+        return self._next_id - 1
+
+
+def _resolve(tickets: list[Ticket], batch_id: str, error: Exception | None) -> None:
+    for ticket in tickets:
+        ticket.batch_id = batch_id
+        if ticket.done.done():  # the client went away; the reading is kept all the same
+            continue
+        if error is None:
+            ticket.done.set_result(None)
+        else:
+            ticket.done.set_exception(error)

@@ -1,0 +1,352 @@
+"""The ingest routes as raw ASGI in front of the application: they carry nearly all traffic, and FastAPI's own way
+costs several times what the request needs (DESIGN, decisions).
+
+Errors are raised as SensorkeepError and turned into answers by the middleware around (web/middleware.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+from collections.abc import Awaitable, Callable, MutableMapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from sensorkeep import limits
+from sensorkeep.auth.credentials import require
+from sensorkeep.auth.gate import Admission, Gate
+from sensorkeep.auth.scopes import Scope
+from sensorkeep.catalog.base import BatchLedger, IdempotencyKeys, StoredAnswer
+from sensorkeep.clock import Clock, LocalTime
+from sensorkeep.decode.gathered import READINGS, TEMPERATURE, Entry, Parsed
+from sensorkeep.decode.inflate import inflate_whole
+from sensorkeep.decode.readings import parse_reading
+from sensorkeep.decode.temperature import check_time, parse_temperature
+from sensorkeep.errors import InvalidInput, LimitExceeded
+from sensorkeep.ingest.accept import Accepted, Acceptor, Sender, answer_body, encode
+from sensorkeep.ingest.announce import SettledWaiters
+from sensorkeep.ingest.body import BodyPipe, BodyReader, ClientGone, Receive
+from sensorkeep.ingest.gather import Gatherer
+
+AsgiScope = MutableMapping[str, Any]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+AsgiApp = Callable[[AsgiScope, Receive, Send], Awaitable[None]]
+Headers = list[tuple[bytes, bytes]]
+
+_JSON: tuple[bytes, bytes] = (b"content-type", b"application/json")
+_SENSORFLOW_QUANTITIES = frozenset({"temperature", "humidity", "pressure"})
+_JSON_TYPES = (b"application/json", b"text/json")
+
+
+@dataclass(slots=True)
+class _Request:
+    """One ingest request: what its headers say, and its body to be read."""
+
+    credential: str
+    headers: dict[bytes, bytes]
+    answer_headers: Headers
+    body: BodyReader
+    client_ip: str
+    wait_seconds: float
+    backfill: bool
+
+    @property
+    def sender(self) -> Sender:
+        return Sender(self.credential, urgent=self.wait_seconds > 0, backfill=self.backfill)
+
+    @property
+    def encoding(self) -> str:
+        return self.headers.get(b"content-encoding", b"identity").decode("latin-1").strip().lower()
+
+
+@dataclass(slots=True)
+class _Answer:
+    status: int
+    headers: Headers
+    body: bytes
+
+
+class IngestRoutes:
+    """ASGI: serves the ingest routes and hands everything else to `app`."""
+
+    def __init__(
+        self,
+        app: AsgiApp,
+        *,
+        acceptor: Acceptor,
+        gatherer: Gatherer,
+        waiters: SettledWaiters,
+        ledger: BatchLedger,
+        idempotency: IdempotencyKeys,
+        gate: Gate,
+        clock: Clock,
+        display_time: LocalTime,
+    ) -> None:
+        self._app = app
+        self._acceptor = acceptor
+        self._gatherer = gatherer
+        self._waiters = waiters
+        self._ledger = ledger
+        self._idempotency = idempotency
+        self._gate = gate
+        self._clock = clock
+        self._display_time = display_time
+        self._threads = ThreadPoolExecutor(limits.BULK_STREAMS_MAX, thread_name_prefix="ingest")
+        # Of their own, because a sender that stalls holds its thread: whole bodies must not wait for it.
+        self._stream_threads = ThreadPoolExecutor(limits.BULK_STREAMS_MAX, thread_name_prefix="ingest-stream")
+        handlers: dict[str, Handler] = {
+            "/telemetry/bulk": self._bulk,
+            "/telemetria/bulk": self._bulk,
+            "/temperature_reading": self._temperature,
+            "/readings": self._readings,
+        }
+        self._handlers = {"/api/v1" + path: handler for path, handler in handlers.items()}
+        self._handlers["/api/telemetria/bulk"] = self._bulk
+
+    async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
+        """Serve one connection event stream (ASGI 3)."""
+        handler = self._handlers.get(scope["path"]) if scope["type"] == "http" else None
+        if handler is None:
+            await self._app(scope, receive, send)
+            return
+        scope["sensorkeep.route"] = scope["path"]  # for the metrics and the access log (web/middleware.py)
+        request = await self._admit(scope, receive)
+        try:
+            key = request.headers.get(b"idempotency-key")
+            answer = await (handler(request) if key is None else self._once(handler, request, key))
+        except ClientGone:
+            return
+        headers = answer.headers + request.answer_headers
+        headers.append((b"content-length", b"%d" % len(answer.body)))
+        await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+        await send({"type": "http.response.body", "body": answer.body})
+
+    def close(self) -> None:
+        """Finish what runs and end the threads."""
+        self._threads.shutdown(wait=True)
+        self._stream_threads.shutdown(wait=True)
+
+    async def _admit(self, scope: AsgiScope, receive: Receive) -> _Request:
+        if scope["method"] != "POST":
+            raise InvalidInput("use POST here", code="method_not_allowed", headers={"Allow": "POST"})
+        headers = dict(scope["headers"])
+        client = scope.get("client")
+        client_ip = client[0] if client else ""
+        admission = await self._pass_gate(Scope.INGEST, headers, client_ip)
+        self._check_type_and_length(headers)
+        wait_seconds, backfill = 0.0, False
+        if b"prefer" in headers:
+            wait_seconds, backfill = parse_prefer(headers[b"prefer"].decode("latin-1"))
+        if backfill:
+            require(admission.credential, Scope.ADMIN)
+        scope["sensorkeep.credential"] = admission.credential.id
+        rate = admission.rate.headers.items() if admission.rate is not None else ()
+        return _Request(
+            credential=admission.credential.id,
+            headers=headers,
+            answer_headers=[(name.encode(), value.encode()) for name, value in rate],
+            body=BodyReader(receive),
+            client_ip=client_ip,
+            wait_seconds=wait_seconds,
+            backfill=backfill,
+        )
+
+    async def _pass_gate(self, scope: Scope, headers: dict[bytes, bytes], client_ip: str) -> Admission:
+        authorization, api_key = headers.get(b"authorization"), headers.get(b"x-api-key")
+        admission = self._gate.admit_now(scope, authorization, api_key)
+        if admission is None:
+            admission = await asyncio.to_thread(self._gate.admit, scope, authorization, api_key, client_ip)
+        return admission
+
+    def _check_type_and_length(self, headers: dict[bytes, bytes]) -> None:
+        content_type = headers.get(b"content-type", b"application/json").split(b";", 1)[0].strip().lower()
+        if content_type not in _JSON_TYPES:
+            shown = content_type.decode("latin-1")
+            raise InvalidInput(f"send Content-Type: application/json, not {shown}", code="unsupported_media_type")
+        length = headers.get(b"content-length", b"0")
+        size = self._acceptor.settings.max_wire_bytes
+        if length.isdigit() and int(length) > size:
+            raise LimitExceeded(f"the body is larger than {size} bytes (SENSORKEEP_MAX_WIRE_BYTES)")
+
+    async def _bulk(self, request: _Request) -> _Answer:
+        return await self._accepted(request, await self._accept_bulk(request))
+
+    async def _accept_bulk(self, request: _Request) -> Accepted:
+        loop = asyncio.get_running_loop()
+        start = await request.body.up_to(limits.BULK_WHOLE_BYTES_MAX)
+        accept, encoding, sender = self._acceptor.bulk, request.encoding, request.sender
+        if request.body.complete:
+            return await loop.run_in_executor(self._threads, accept, [start], encoding, sender)
+        pipe = BodyPipe(loop)
+        await pipe.put(start)
+        accepting = loop.run_in_executor(self._stream_threads, accept, pipe, encoding, sender)
+        feeding = asyncio.ensure_future(_feed(request.body, pipe))
+        either: set[asyncio.Future[Any]] = {accepting, feeding}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if not feeding.done():  # refused before its end: the rest is not read
+            feeding.cancel()
+            request.answer_headers.append((b"connection", b"close"))
+        return await accepting
+
+    async def _readings(self, request: _Request) -> _Answer:
+        body = await self._small_body(request, limits.GENERAL_BODY_BYTES_MAX)
+        if request.backfill or body.lstrip()[:1] != b"{" or len(body) > limits.SMALL_BODY_BYTES_MAX:
+            loop = asyncio.get_running_loop()
+            accept = self._acceptor.readings
+            return await self._accepted(
+                request, await loop.run_in_executor(self._threads, accept, body, request.sender)
+            )
+        entry = self._entry(request, READINGS, parse_reading(body), body)
+        ticket = await self._gatherer.submit(entry, urgent=request.wait_seconds > 0)
+        answer = {
+            "status": "accepted",
+            "received": 1,
+            "readings": entry.readings,
+            "quarantined": 0,
+            "batch_id": ticket.batch_id,
+            "claim_check": f"inline/{ticket.batch_id}",
+            "message": f"{entry.readings} of {entry.readings} readings are durable and will be stored",
+            "errors": [],
+        }
+        await self._wait_settled(request, ticket.batch_id, answer)
+        return _Answer(201, [_JSON, _location(ticket.batch_id)], encode(answer))
+
+    async def _temperature(self, request: _Request) -> _Answer:
+        body = await self._small_body(request, limits.SMALL_BODY_BYTES_MAX)
+        reading = parse_temperature(body)
+        entry = self._entry(request, TEMPERATURE, reading, body)
+        ticket = await self._gatherer.submit(entry, urgent=request.wait_seconds > 0)
+        if request.wait_seconds:
+            await self._wait_settled(request, ticket.batch_id, {})
+        date, time = self._display_time.date_and_time(entry.time_us)
+        return _Answer(201, [_JSON], encode(temperature_answer(entry, date, time)))
+
+    def _entry(self, request: _Request, kind: str, parsed: Parsed, body: bytes) -> Entry:
+        received_us = self._clock.now_us()
+        options = self._acceptor.options(request.sender)
+        time_us = check_time(parsed.timestamp, options)
+        return Entry(kind, received_us, 0, request.client_ip, body, parsed, time_us)
+
+    async def _small_body(self, request: _Request, size_max: int) -> bytes:
+        body = await request.body.whole(size_max, "send larger bodies to /api/v1/telemetry/bulk")
+        if request.encoding in ("identity", ""):
+            return body
+        return inflate_whole(body, request.encoding, size_max)
+
+    async def _accepted(self, request: _Request, accepted: Accepted) -> _Answer:
+        body = answer_body(accepted)
+        await self._wait_settled(request, accepted.claim.batch_id, body)
+        return _Answer(201, [_JSON, _location(accepted.claim.batch_id)], encode(body))
+
+    async def _wait_settled(self, request: _Request, batch_id: str, answer: dict[str, object]) -> None:
+        """Hold the answer until the batch is stored or the time asked for is over; then add its counts."""
+        if not request.wait_seconds:
+            return
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + request.wait_seconds
+        event = self._waiters.expect(batch_id)
+        try:
+            batch = await asyncio.to_thread(self._ledger.batch, batch_id)
+            while batch.state == "accepted" and (left := deadline - loop.time()) > 0:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(event.wait(), min(left, 1.0))
+                event.clear()
+                batch = await asyncio.to_thread(self._ledger.batch, batch_id)
+        finally:
+            self._waiters.forget(batch_id)
+        request.answer_headers.append((b"preference-applied", b"wait=%d" % request.wait_seconds))
+        if batch.state != "accepted":
+            answer.update(
+                status=batch.state, stored=batch.stored, updated=batch.updated, duplicate=batch.duplicate,
+                quarantined=batch.quarantined,
+            )  # fmt: skip
+
+    async def _once(self, handler: Handler, request: _Request, raw_key: bytes) -> _Answer:
+        """Serve a request with an Idempotency-Key: the first answer is kept and given again.
+
+        https://datatracker.ietf.org/doc/draft-ietf-httpapi-idempotency-key-header/
+        """
+        key = raw_key.decode("latin-1").strip()
+        if not 0 < len(key) <= limits.IDEMPOTENCY_KEY_CHARS_MAX:
+            raise InvalidInput(f"Idempotency-Key must have 1 to {limits.IDEMPOTENCY_KEY_CHARS_MAX} characters")
+        begin, now_us = self._idempotency.begin, self._clock.now_us()
+        first = await asyncio.to_thread(begin, request.credential, key, now_us)
+        digest = request.body.digest = hashlib.sha256()
+        if first is not None:
+            return await self._again(request, *first)
+        try:
+            answer = await handler(request)
+        except BaseException:
+            await asyncio.to_thread(self._idempotency.abandon, request.credential, key)
+            raise
+        kept = StoredAnswer(
+            status=answer.status,
+            headers={name.decode("latin-1"): value.decode("latin-1") for name, value in answer.headers},
+            body=answer.body,
+        )
+        await asyncio.to_thread(self._idempotency.finish, request.credential, key, digest.hexdigest(), kept)
+        return answer
+
+    async def _again(self, request: _Request, payload_sha256: str, first: StoredAnswer) -> _Answer:
+        size = 0
+        while not request.body.complete:
+            size += len(await request.body.chunk())
+            if size > self._acceptor.settings.max_wire_bytes:
+                raise LimitExceeded("the body is larger than SENSORKEEP_MAX_WIRE_BYTES")
+        digest = request.body.digest
+        if digest is None or digest.hexdigest() != payload_sha256:
+            detail = "this Idempotency-Key was used with another body; use a new key for a new body"
+            raise InvalidInput(detail, code="idempotency_mismatch")
+        headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in first.headers.items()]
+        return _Answer(first.status, [*headers, (b"idempotency-replayed", b"true")], first.body)
+
+
+Handler = Callable[[_Request], Awaitable[_Answer]]
+
+
+async def _feed(body: BodyReader, pipe: BodyPipe) -> None:
+    """The rest of the body into the pipe; the thread at its other end gets whatever ends it early."""
+    try:
+        while not body.complete:
+            await pipe.put(await body.chunk())
+    except (ClientGone, InvalidInput) as error:
+        pipe.end(error)
+    except asyncio.CancelledError:
+        pipe.end(ClientGone())
+        raise
+    else:
+        pipe.end()
+
+
+def parse_prefer(value: str) -> tuple[float, bool]:
+    """(seconds to wait, backfill) of a Prefer header (RFC 7240); unknown preferences are ignored."""
+    wait_seconds, backfill = 0.0, False
+    for part in value.split(","):
+        name, _, argument = part.strip().partition("=")
+        if name.strip().lower() == "backfill":
+            backfill = True
+        elif name.strip().lower() == "wait" and argument.strip().strip('"').isdigit():
+            wait_seconds = float(min(int(argument.strip().strip('"')), limits.PREFER_WAIT_SECONDS_MAX))
+    return wait_seconds, backfill
+
+
+def temperature_answer(entry: Entry, date: str, time: str) -> dict[str, object]:
+    """The answer to a single reading, in SensorFlow's form; further quantities stand beside its three."""
+    values = entry.parsed.values
+    return {
+        "id": entry.record_id,
+        "temperature": values["temperature"],
+        "humidity": values.get("humidity"),
+        "pressure": values.get("pressure"),
+        **{name: value for name, value in values.items() if name not in _SENSORFLOW_QUANTITIES},
+        "date_recorded": date,
+        "time_recorded": time,
+        "sensor_id": entry.parsed.sensor_id,
+        "client_ip": entry.client_ip,
+    }
+
+
+def _location(batch_id: str) -> tuple[bytes, bytes]:
+    return b"location", b"/api/v1/telemetry/batches/" + batch_id.encode()

@@ -1,0 +1,65 @@
+"""From a claim to its readings: out of memory where this process decoded it, else out of storage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from msgspec.structs import replace
+
+from sensorkeep.catalog.base import BatchLedger, LatestReadings
+from sensorkeep.decode.claim import decode_claim
+from sensorkeep.decode.handoff import Handoff
+from sensorkeep.decode.newest import newest_readings
+from sensorkeep.errors import Conflict, NotFound, Poisoned
+from sensorkeep.model import Claim, DecodedBatch
+from sensorkeep.object_store.base import ObjectStore
+
+
+class Skip(Exception):
+    """There is nothing to do for this claim (a replay that has nothing left to replay): acknowledge it."""
+
+
+class Loader:
+    """Loads the readings that claims stand for."""
+
+    def __init__(
+        self, *, object_store: ObjectStore, ledger: BatchLedger, latest: LatestReadings, handoff: Handoff
+    ) -> None:
+        self._object_store = object_store
+        self._ledger = ledger
+        self._latest = latest
+        self._handoff = handoff
+
+    def load(self, claim: Claim) -> DecodedBatch:
+        """The readings of `claim`. Raises Poisoned where they can never be had, Unavailable where not now, Skip."""
+        if claim.replay_of is not None:
+            return self._load_replay(claim, claim.replay_of)
+        batch = self._handoff.take(claim.batch_id)
+        if batch is None:
+            batch = decode_claim(claim, self._payload(claim))
+            self._latest.offer(newest_readings(batch), batch.records)
+        return batch
+
+    def _load_replay(self, claim: Claim, batch_id: str) -> DecodedBatch:
+        """The quarantined readings of the replayed batch, read by the rules that hold for the replay."""
+        try:
+            original, positions = self._ledger.reopen(batch_id, claim.batch_id)
+        except (NotFound, Conflict):
+            raise Skip from None
+        rules = replace(
+            original,
+            naive_timezone=claim.naive_timezone,
+            oldest_allowed_us=claim.oldest_allowed_us,
+            newest_allowed_us=claim.newest_allowed_us,
+        )
+        batch = decode_claim(rules, self._payload(original), only=set(positions) if positions else None)
+        self._latest.offer(newest_readings(batch), batch.records)
+        return batch
+
+    def _payload(self, claim: Claim) -> Iterable[bytes]:
+        if claim.payload is not None:
+            return [claim.payload]
+        try:
+            return self._object_store.get(claim.object_key or "")
+        except NotFound:
+            raise Poisoned(f"the payload {claim.object_key} is no longer kept", code="payload_gone") from None

@@ -1,0 +1,265 @@
+"""The worker: fetch claims, load their readings, write them once, record the outcome, acknowledge.
+
+Every step may be repeated: a claim is acknowledged last, the store answers a batch it knows with its first counts,
+and the ledger keeps the first end of a batch. So a crash between any two steps loses nothing and counts nothing twice.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import msgspec
+import structlog
+
+from sensorkeep import limits
+from sensorkeep.catalog.base import BatchLedger, Inventory, LatestReadings, Settlement
+from sensorkeep.clock import MICROSECONDS, Clock
+from sensorkeep.errors import SensorkeepError, Unavailable
+from sensorkeep.metrics import Metrics
+from sensorkeep.model import Counts, DecodedBatch, Rejections
+from sensorkeep.pubsub.base import HURRY_CHANNEL, SETTLED_CHANNEL, PubSub
+from sensorkeep.queue.base import ClaimQueue, Delivery
+from sensorkeep.tsdb.base import Settled, TimeSeriesStore, Write
+from sensorkeep.worker.load import Loader, Skip
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSettings:
+    """Pace of the worker, in seconds."""
+
+    gather_seconds: float = limits.GATHER_SECONDS
+    settle_seconds: float = limits.SETTLE_SECONDS
+    maintain_seconds: float = limits.MAINTAIN_SECONDS
+
+
+@dataclass(slots=True)
+class _Held:
+    """A batch that is written; its claim is acknowledged once it is settled and recorded."""
+
+    delivery: Delivery
+    rejections: Rejections
+
+
+class Worker:
+    """One worker on one thread: `run` blocks until `stop`."""
+
+    def __init__(
+        self,
+        *,
+        queue: ClaimQueue,
+        store: TimeSeriesStore,
+        loader: Loader,
+        inventory: Inventory,
+        latest: LatestReadings,
+        ledger: BatchLedger,
+        pubsub: PubSub,
+        clock: Clock,
+        metrics: Metrics,
+        housekeep: Callable[[], None],
+        settings: WorkerSettings,
+    ) -> None:
+        self._queue = queue
+        self._store = store
+        self._loader = loader
+        self._inventory = inventory
+        self._latest = latest
+        self._ledger = ledger
+        self._pubsub = pubsub
+        self._clock = clock
+        self._metrics = metrics
+        self._housekeep = housekeep
+        self._settings = settings
+        self._held: dict[str, _Held] = {}
+        self._settled: list[Settled] = []
+        self._dead: list[tuple[Delivery, str]] = []
+        self._outcomes: deque[bool] = deque(maxlen=limits.WORKER_OUTCOMES_WATCHED)
+        self._stopping = threading.Event()
+        self._hurry = threading.Event()
+        self._settle_at = self._maintain_at = clock.monotonic()
+        self.caught_up = threading.Event()
+        """Set once the claims that waited at the start are settled."""
+        self.stopped_because: str | None = None
+        """Set where the worker stopped by itself: too many claims failed."""
+
+    def run(self) -> None:
+        """Work until `stop`, or until too many claims fail."""
+        unsubscribe = self._pubsub.subscribe(HURRY_CHANNEL, lambda _: self._hurry.set())
+        pause_seconds = 0.0
+        try:
+            while not self._stopping.wait(pause_seconds) and self.stopped_because is None:
+                try:
+                    self.round(wait_seconds=limits.WORKER_IDLE_SECONDS)
+                    pause_seconds = 0.0
+                except Unavailable as error:
+                    self._metrics.worker_failures.labels(error.code).inc()
+                    pause_seconds = min(max(2 * pause_seconds, 0.1), limits.WORKER_PAUSE_SECONDS_MAX)
+                    log.warning("worker_waits", code=error.code, detail=error.detail, retry_in_seconds=pause_seconds)
+                except Exception as error:
+                    self._metrics.worker_failures.labels("internal").inc()
+                    self.stopped_because = f"{type(error).__name__}: {error}"
+                    log.exception("worker_stopped")
+        finally:
+            unsubscribe()
+
+    def stop(self) -> None:
+        """End `run` after the round it is in."""
+        self._stopping.set()
+        self._hurry.set()
+        self._queue.wake()
+
+    def round(self, wait_seconds: float = 0.0) -> int:
+        """One round: write what waits, settle and maintain what is due. Returns the claims taken.
+
+        Raises Unavailable where a dependency failed; what was taken is given back then, and nothing is lost.
+        """
+        self._record()
+        deliveries = self._gather(wait_seconds)
+        if deliveries:
+            try:
+                self._write(deliveries)
+            except BaseException:
+                done = self._held.keys() | {d.claim.batch_id for d, _ in self._dead}
+                self._queue.release([d for d in deliveries if d.claim.batch_id not in done])
+                raise
+        self._settle(idle=not deliveries, urgent=any(d.claim.urgent for d in deliveries))
+        self._record()
+        if not deliveries and not self._held:
+            self.caught_up.set()
+        self._maintain(idle=not deliveries)
+        return len(deliveries)
+
+    def _gather(self, wait_seconds: float) -> list[Delivery]:
+        self._hurry.clear()
+        taken = self._queue.fetch(limits.GATHER_CLAIMS_MAX, limits.GATHER_READINGS_MAX, wait_seconds)
+        room = limits.GATHER_READINGS_MAX - sum(d.claim.readings for d in taken)
+        patient = taken and self.caught_up.is_set() and not any(d.claim.urgent for d in taken)
+        if patient and room > 0 and self._settings.gather_seconds:
+            self._hurry.wait(self._settings.gather_seconds)
+            taken += self._queue.fetch(limits.GATHER_CLAIMS_MAX, room, 0.0)
+        return taken
+
+    def _write(self, deliveries: Sequence[Delivery]) -> None:
+        loaded: list[tuple[Delivery, DecodedBatch]] = []
+        for delivery in deliveries:
+            if delivery.claim.batch_id in self._held:
+                continue
+            try:
+                loaded.append((delivery, self._loader.load(delivery.claim)))
+            except Skip:
+                self._queue.ack([delivery])
+            except Unavailable:
+                raise
+            except SensorkeepError as error:
+                self._dead.append((delivery, error.detail))
+        if loaded:
+            self._inventory.describe(
+                (item for _, batch in loaded for item in batch.equipment),
+                (item for _, batch in loaded for item in batch.sensors),
+            )
+            failed = self._write_isolating(loaded)
+            if failed:
+                raise Unavailable(f"{failed} batches could not be written; they are tried again")
+
+    def _write_isolating(self, loaded: list[tuple[Delivery, DecodedBatch]]) -> int:
+        """Write the batches in one transaction; where that fails, in halves, until the one that fails is alone.
+
+        Returns how many were not written and are to be tried again.
+        """
+        try:
+            with self._metrics.write_seconds.time():
+                settled = self._store.write([Write(d.claim.batch_id, batch) for d, batch in loaded])
+        except Unavailable:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, one bad batch must not hold up the others
+            if len(loaded) == 1:
+                return self._failed_alone(loaded[0][0], error)
+            middle = len(loaded) // 2
+            return self._write_isolating(loaded[:middle]) + self._write_isolating(loaded[middle:])
+        self._held.update({d.claim.batch_id: _Held(d, batch.rejections) for d, batch in loaded})
+        self._settled += settled
+        self._outcomes.extend([True] * len(loaded))
+        return 0
+
+    def _failed_alone(self, delivery: Delivery, error: Exception) -> int:
+        """A batch the store refuses by itself: try again some times, then set it aside."""
+        log.error("batch_failed", batch_id=delivery.claim.batch_id, attempt=delivery.attempts, error=repr(error))
+        if delivery.attempts < limits.CLAIM_ATTEMPTS_MAX:
+            return 1
+        self._dead.append((delivery, f"the store refused it {delivery.attempts} times: {type(error).__name__}"))
+        return 0
+
+    def _settle(self, *, idle: bool, urgent: bool) -> None:
+        """Merge late readings when there is time, when somebody waits, and every few seconds under load."""
+        staged = len(self._held) > len(self._settled)
+        if staged and (idle or urgent or self._clock.monotonic() >= self._settle_at):
+            try:
+                with self._metrics.settle_seconds.time():
+                    self._settled += self._store.settle()
+            except BaseException:
+                self._give_back()
+                raise
+            self._settle_at = self._clock.monotonic() + self._settings.settle_seconds
+
+    def _give_back(self) -> None:
+        """A merge whose answer was lost may have been done: written again, the batches are told with their counts."""
+        answered = {settled.batch_id for settled in self._settled}
+        unanswered = [batch_id for batch_id in self._held if batch_id not in answered]
+        self._queue.release([self._held.pop(batch_id).delivery for batch_id in unanswered])
+
+    def _record(self) -> None:
+        """Enter settled and dead batches into the ledger, then acknowledge their claims."""
+        self._bury()
+        if not self._settled:
+            return
+        known = [(self._held[s.batch_id], s.counts) for s in self._settled if s.batch_id in self._held]
+        self._ledger.settle([Settlement(held.delivery.claim, counts, held.rejections) for held, counts in known])
+        self._latest.save()
+        self._queue.ack([held.delivery for held, _ in known])
+        for held, counts in known:
+            del self._held[held.delivery.claim.batch_id]
+            self._count(counts, held.rejections)
+        self._pubsub.publish(SETTLED_CHANNEL, msgspec.msgpack.encode([s.batch_id for s in self._settled]))
+        self._settled.clear()
+
+    def _bury(self) -> None:
+        """Enter dead letters; too many of them mean that we are at fault, not the claims: stop loudly."""
+        if not self._dead:
+            return
+        self._ledger.settle([Settlement(d.claim, Counts(), Rejections(), dead_letter=why) for d, why in self._dead])
+        self._queue.ack([d for d, _ in self._dead])
+        for delivery, why in self._dead:
+            log.error("dead_letter", batch_id=delivery.claim.batch_id, detail=why)
+            self._metrics.readings_quarantined.labels("dead_letter").inc(delivery.claim.readings)
+        self._outcomes.extend([False] * len(self._dead))
+        self._pubsub.publish(SETTLED_CHANNEL, msgspec.msgpack.encode([d.claim.batch_id for d, _ in self._dead]))
+        self._dead.clear()
+        failed = self._outcomes.count(False)
+        if failed >= limits.WORKER_FAILURES_MAX and 2 * failed > len(self._outcomes):
+            self.stopped_because = f"{failed} of the last {len(self._outcomes)} claims failed"
+            log.critical("worker_stopped", reason=self.stopped_because)
+
+    def _maintain(self, *, idle: bool) -> None:
+        now = self._clock.monotonic()
+        if not idle and now < self._maintain_at:
+            return
+        if idle and now < self._maintain_at - self._settings.maintain_seconds + limits.MAINTAIN_IDLE_SECONDS:
+            return
+        self._store.maintain(self._clock.now_us())
+        self._housekeep()
+        depth = self._queue.depth()
+        self._metrics.queue_depth.set(depth.claims)
+        age_us = self._clock.now_us() - depth.oldest_us if depth.oldest_us is not None else 0
+        self._metrics.queue_oldest_seconds.set(max(0, age_us) / MICROSECONDS)
+        self._maintain_at = now + self._settings.maintain_seconds
+
+    def _count(self, counts: Counts, rejections: Rejections) -> None:
+        self._metrics.readings_stored.inc(counts.stored)
+        self._metrics.readings_updated.inc(counts.updated)
+        self._metrics.readings_duplicate.inc(counts.duplicate)
+        for rejection in rejections:
+            self._metrics.readings_quarantined.labels(rejection.reason.value).inc()
