@@ -80,28 +80,29 @@ class Backends:
 def open_backends(config: Config, data_dir: DataDir, clock: Clock) -> Backends:
     """Open what the URLs of the settings name. Raises BadConfig, Corrupt, DataDirInUse, Unavailable."""
     return Backends(
-        object_store=FilesystemObjectStore(_path(config.object_store_url, "file", data_dir / "payloads")),
-        queue=SqliteClaimQueue(_path(config.queue_url, "sqlite", data_dir / "queue.sqlite"), clock),
+        object_store=FilesystemObjectStore(_path(config, "object_store_url", "file", data_dir / "payloads")),
+        queue=SqliteClaimQueue(_path(config, "queue_url", "sqlite", data_dir / "queue.sqlite"), clock),
         store=DuckDBStore(
-            _path(config.tsdb_url, "duckdb", data_dir / "readings.duckdb"),
+            _path(config, "tsdb_url", "duckdb", data_dir / "readings.duckdb"),
             clock=clock,
             raw_retention_days=config.raw_retention_days,
             memory_limit_bytes=config.tsdb_memory_bytes,
             threads=config.tsdb_threads,
         ),
-        database=open_database(f"sqlite:///{_path(config.catalog_url, 'sqlite', data_dir / 'catalog.sqlite')}"),
+        database=open_database(f"sqlite:///{_path(config, 'catalog_url', 'sqlite', data_dir / 'catalog.sqlite')}"),
         pubsub=_pubsub(config.pubsub_url),
     )
 
 
-def _path(url: str, scheme: str, default: Path) -> Path:
+def _path(config: Config, setting: str, scheme: str, default: Path) -> Path:
     """The path of an embedded backend's URL, or the default in the data directory."""
+    url: str = getattr(config, setting)
     if not url:
         return default
     prefix = scheme + "://"
     if not url.startswith(prefix) or len(url) == len(prefix):
-        shown = url.partition("://")[0]
-        raise BadConfig(f"{shown}:// is not served here; use {prefix}/path, or leave the setting empty")
+        name = f"SENSORKEEP_{setting.upper()}"
+        raise BadConfig(f"{name}: that kind of URL is not served here; use {prefix}/path, or leave it empty")
     path = url.removeprefix(prefix)
     return Path("/" + path.lstrip("/") if path.startswith("/") else path)
 
@@ -115,7 +116,7 @@ def _pubsub(url: str) -> PubSub:
 @contextmanager
 def open_administration(config: Config) -> Iterator[Administration]:
     """Users and keys alone, for the command line; works beside a running server. Raises BadConfig, Unavailable."""
-    path = _path(config.catalog_url, "sqlite", config.data_dir.resolve() / "catalog.sqlite")
+    path = _path(config, "catalog_url", "sqlite", config.data_dir.resolve() / "catalog.sqlite")
     if not path.parent.is_dir():
         raise BadConfig(f"there is no data directory {path.parent}; name it with SENSORKEEP_DATA_DIR or --data-dir")
     clock = SystemClock()

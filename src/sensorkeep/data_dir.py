@@ -21,7 +21,7 @@ class DataDir:
             self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise BadConfig(f"the data directory {self.path} cannot be used: {error.strerror}") from None
+            raise BadConfig(f"SENSORKEEP_DATA_DIR: {self.path} cannot be used: {error.strerror}") from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

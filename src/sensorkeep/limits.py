@@ -42,11 +42,13 @@ OBJECT_BUFFER_BYTES = 1 * MIB
 """An equipment object longer than this is decoded in parts, so that memory stays bounded: `{},` becomes 180 bytes."""
 OBJECT_PART_BYTES = 256 * KIB
 """Readings of a long equipment object decoded at once."""
-DECODE_ROWS_PER_CHUNK = 4_000
+DECODE_ROWS_HELD = 256
+"""Decoded readings held before their fields are noted: few enough for the processor's cache."""
+DECODE_ROWS_PER_CHUNK = 16_000
 """Readings turned into columns at once, at most: more cost memory and gain nothing."""
-DECODE_BYTES_PER_CHUNK = 512 * KIB
-"""JSON after which readings are turned into columns however few they are: what it becomes, about twice as much, must
-stay in the processor's cache (an eighth as often took half as long again)."""
+DECODE_BYTES_PER_CHUNK = 8 * MIB
+"""JSON after which readings are turned into columns however few they are. Until then it is kept, in case some of it
+has to be read again."""
 ERRORS_REPORTED_MAX = 20
 """Per-reading errors listed in an answer; all of them are in the quarantine."""
 EXCERPTS_KEPT_MAX = 10_000
@@ -264,6 +266,8 @@ CATALOG_CONNECTIONS_MAX = 64
 """Most database connections of one process; more readers than this wait."""
 DESCRIPTIONS_CACHED_MAX = 200_000
 """Descriptions of equipment and sensors remembered as stored, so that the same ones cost no SQL."""
+RECEIPTS_HELD_MAX = 500
+"""Receipts of accepted batches that may wait in memory until somebody looks."""
 LEDGER_PORTION_ROWS = 5_000
 """Rows handed to the catalog's database at once, so that a batch with a million rejections needs little memory."""
 PURGE_PORTION_ROWS = 1_000

@@ -56,6 +56,7 @@ class Database:
     def __init__(self, engine: sa.Engine) -> None:
         self.engine = engine
         self.dialect = engine.dialect
+        self._name = f"the catalog's database {engine.url.database or 'in memory'}"
         self._closed = False
         self._turn = threading.Lock()
         self._durable: sa.Connection | None = None
@@ -140,7 +141,7 @@ class Database:
         try:
             yield
         except (sa.exc.DBAPIError, sa.exc.TimeoutError) as error:
-            raise _meaning(error) from error
+            raise _meaning(error, self._name) from error
         except (OverflowError, UnicodeEncodeError) as error:  # SQLite's driver, of a number or text it cannot hold
             raise Poisoned(f"the catalog cannot hold a value: {error}") from error
         except sa.exc.ResourceClosedError as error:
@@ -234,17 +235,18 @@ _DISK_FULL = {"SQLITE_FULL", "53100"}
 _DAMAGED = {"SQLITE_CORRUPT", "SQLITE_NOTADB", "XX001", "XX002"}
 
 
-def _meaning(error: sa.exc.SQLAlchemyError) -> SensorkeepError:
-    """What a driver's error means to the caller. The message leaves out the statement and its parameters."""
+def _meaning(error: sa.exc.SQLAlchemyError, database: str) -> SensorkeepError:
+    """What a driver's error of `database` means to the caller. The message leaves out the statement and its
+    parameters."""
     original = getattr(error, "orig", None)
     # An extended SQLite code such as SQLITE_CORRUPT_INDEX begins with the name of its family.
     name = str(getattr(original, "sqlite_errorname", None) or getattr(original, "sqlstate", None) or "")
     family = "_".join(name.split("_")[:2])
-    detail = f"the catalog's database failed: {original or error}".strip()
+    detail = f"{database} failed: {original or error}".strip()
     if family in _DISK_FULL:
         return Unavailable(detail, code="disk_full")
     if family in _DAMAGED:
-        return Corrupt(detail)
+        return Corrupt(f"{database} is damaged ({original or error}): restore it from a backup")
     if isinstance(error, sa.exc.DataError):
         return Poisoned(f"the catalog cannot hold a value: {original}")
     if isinstance(error, sa.exc.IntegrityError):

@@ -22,7 +22,7 @@ from sensorkeep.catalog.schema import PENDING, SET_ASIDE, batches, ledger, repla
 from sensorkeep.catalog.settlement import Change, End, end_of_batch, end_of_replay
 from sensorkeep.clock import Clock
 from sensorkeep.errors import Conflict, Corrupt, NotFound
-from sensorkeep.limits import LEDGER_PORTION_ROWS, PURGE_PORTION_ROWS
+from sensorkeep.limits import LEDGER_PORTION_ROWS, PURGE_PORTION_ROWS, RECEIPTS_HELD_MAX
 from sensorkeep.model import Claim, Counts
 
 _encode_claim = msgspec.msgpack.Encoder().encode
@@ -56,11 +56,18 @@ class CatalogLedger:
 
     A batch is pending while its state is `accepted`: until its first settlement, and again while a replay of it runs
     (then `replay_id` names it). Its row and the row of totals change in the same transaction, always.
+
+    Receipts wait in memory until anything is read or settled, or RECEIPTS_HELD_MAX have gathered: they need not
+    survive a crash, and a transaction each would cost a single reading more than all the rest. With `held` False each
+    is entered at once, for other processes to see.
     """
 
-    def __init__(self, database: Database, clock: Clock) -> None:
+    def __init__(self, database: Database, clock: Clock, *, held: bool | None = None) -> None:
         self._database = database
         self._clock = clock
+        self._receipts_held_max = RECEIPTS_HELD_MAX if (database.is_sqlite if held is None else held) else 0
+        self._receipts: list[Receipt] = []
+        self._entering = threading.RLock()
         self._quarantine = QuarantineRows(database)
         entered = database.insert(batches).values(
             {name: sa.bindparam(name) for name in _RECEIVED}
@@ -87,7 +94,20 @@ class CatalogLedger:
 
     def receive(self, receipts: Sequence[Receipt]) -> None:
         # A replay's readings were received with the batch that it replays.
-        rows = [_received_row(receipt) for receipt in receipts if receipt.claim.replay_of is None]
+        self._receipts += [receipt for receipt in receipts if receipt.claim.replay_of is None]
+        if len(self._receipts) > self._receipts_held_max:
+            self._enter_held()
+
+    def _enter_held(self) -> None:
+        """Enter the receipts that wait; every other method begins with it, so that nobody sees them missing."""
+        if not self._receipts:
+            return
+        with self._entering:
+            count = len(self._receipts)
+            self._enter_rows([_received_row(receipt) for receipt in self._receipts[:count]])
+            del self._receipts[:count]
+
+    def _enter_rows(self, rows: Sequence[_ReceivedRow]) -> None:
         if not rows:
             return
         try:
@@ -100,6 +120,7 @@ class CatalogLedger:
                 self._enter_each(connection, rows)
 
     def settle(self, settlements: Sequence[Settlement]) -> None:
+        self._enter_held()
         first_ends: dict[str, Settlement] = {}
         for settlement in settlements:
             if settlement.claim.replay_of is None:
@@ -112,6 +133,7 @@ class CatalogLedger:
                     self._settle_replay(connection, settlement, settlement.claim.replay_of)
 
     def reopen(self, batch_id: str, replay_id: str) -> tuple[Claim, list[tuple[int, int]]]:
+        self._enter_held()
         with self._database.write() as connection:
             row = _locked(connection, batch_id)
             if row is None:
@@ -123,6 +145,7 @@ class CatalogLedger:
             return _kept_claim(row), self._quarantine.positions(connection, batch_id)
 
     def batch(self, batch_id: str) -> Batch:
+        self._enter_held()
         with self._database.read() as connection:
             row = connection.execute(sa.select(*_SHOWN).where(batches.c.batch_id == batch_id)).one_or_none()
         if row is None:
@@ -130,6 +153,7 @@ class CatalogLedger:
         return _batch(row)
 
     def batches(self, state: BatchState | None, limit: int, before: tuple[int, str] | None = None) -> list[Batch]:
+        self._enter_held()
         received: sa.ColumnElement[int] = batches.c.received_us
         statement = sa.select(*_SHOWN)
         if state == "accepted":
@@ -149,10 +173,12 @@ class CatalogLedger:
     def quarantine(
         self, batch_id: str | None, reason: str | None, limit: int, before_id: int | None = None
     ) -> list[QuarantinedReading]:
+        self._enter_held()
         with self._database.read() as connection:
             return list_quarantined(connection, batch_id, reason, limit, before_id)
 
     def accounting(self) -> tuple[Accounting, Accounting]:
+        self._enter_held()
         with self._database.read() as connection:
             now = _totals(connection)
         start = self._at_start
@@ -171,11 +197,13 @@ class CatalogLedger:
         return since_start, Accounting(*now)
 
     def oldest_pending_us(self) -> int | None:
+        self._enter_held()
         with self._database.read() as connection:
             oldest: int | None = connection.exec_driver_sql(_SELECT_OLDEST).scalar()
         return oldest
 
     def purge(self, before_us: int) -> None:
+        self._enter_held()
         settled = sa.and_(batches.c.received_us < before_us, batches.c.state != "accepted")
         portion = sa.select(batches.c.batch_id).where(settled).order_by(batches.c.received_us).limit(PURGE_PORTION_ROWS)
         # A transaction a portion, so that receipts get their turn in between.

@@ -44,6 +44,7 @@ def serve(config: Config) -> None:
     from sensorkeep.app import Application
     from sensorkeep.live.protocol import uvicorn_settings
     from sensorkeep.web.logs import configure_logging
+    from sensorkeep.web.protocol import OneWriteHttpProtocol
 
     access_log = configure_logging(config.log_level, access_log=config.access_log)
     for kind in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises what it caught once more when it is done
@@ -55,8 +56,8 @@ def serve(config: Config) -> None:
         application.start()
         server = uvicorn.Server(
             uvicorn.Config(
-                application.asgi(access_log),
-                http="httptools",
+                application.asgi(access_log if config.access_log else None),
+                http=OneWriteHttpProtocol,
                 loop="uvloop",
                 lifespan="on",
                 log_config=None,

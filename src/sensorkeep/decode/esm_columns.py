@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Set
 from dataclasses import dataclass, field
-from itertools import chain
 
 import msgspec
 import numpy as np
@@ -14,8 +13,9 @@ import pyarrow.compute as pc
 
 from sensorkeep.decode.arrow import ArrowArray
 from sensorkeep.decode.esm_fields import EsmEquipment, EsmReading, describe_equipment, describe_sensor, encode_reading
+from sensorkeep.decode.esm_rows import EsmRows, ReadAgain, Stretch
 from sensorkeep.decode.options import DecodeOptions
-from sensorkeep.decode.series import SeriesIndex, StatusIndex, readings_batch
+from sensorkeep.decode.series import MISSING, UNUSABLE, SeriesIndex, StatusIndex, readings_batch
 from sensorkeep.decode.times import parse_times
 from sensorkeep.decode.values import limited, numbers, numbers_of_texts, numbers_or_texts, texts
 from sensorkeep.limits import EXCERPT_CHARS_MAX, EXCERPTS_KEPT_MAX, EXTERNAL_ID_CHARS_MAX
@@ -25,7 +25,6 @@ Flags = npt.NDArray[np.bool_]
 Integers = npt.NDArray[np.int64]
 
 _REASONS = list(Reason)
-_TEXT_TYPE = pa.dictionary(pa.int32(), pa.string())
 
 
 @dataclass(slots=True)
@@ -36,17 +35,6 @@ class _Part:
     rejections: Rejections = field(default_factory=Rejections)
     sensors: dict[int, Sensor] = field(default_factory=dict)
     rows: int = 0
-
-
-@dataclass(slots=True)
-class _Rows:
-    """Consecutive readings of one equipment object. `bad` maps an index in `readings` to the element's text."""
-
-    position: int
-    equipment: Equipment | None
-    first: int
-    readings: list[EsmReading]
-    bad: dict[int, bytes]
 
 
 class EsmColumns:
@@ -65,7 +53,7 @@ class EsmColumns:
         self._equipment: dict[str, Equipment] = {}
         self._done = _Part()
         self._open: _Part | None = None
-        self._pending: list[_Rows] = []
+        self._rows = EsmRows(self._series)
 
     def equipment(self, fields: EsmEquipment) -> Equipment | None:
         """Enter the description of an equipment; None where it has no usable identity."""
@@ -76,26 +64,26 @@ class EsmColumns:
         self._equipment[equipment.uuid] = equipment
         return equipment
 
-    def add(
-        self, position: int, equipment: Equipment | None, readings: list[EsmReading], bad: dict[int, bytes]
-    ) -> None:
-        """All readings of the equipment object at `position` in the body; `bad` as `read_elements` gives it."""
-        self._pending.append(_Rows(position, equipment, 0, readings, bad))
+    def add(self, stretch: Stretch, readings: list[EsmReading]) -> None:
+        """All readings of an equipment object."""
+        self._rows.add(stretch, readings)
 
     def open(self) -> None:
         """Begin an object in parts."""
         self.flush()
         self._open = _Part()
 
-    def add_part(self, position: int, readings: list[EsmReading], bad: dict[int, bytes]) -> None:
+    def add_part(
+        self, position: int, readings: list[EsmReading], bad: dict[int, bytes], read_again: ReadAgain
+    ) -> None:
         """The next readings of the open object, which is at `position` in the body."""
         part = self._part()
-        self._pending.append(_Rows(position, _UNKNOWN, part.rows, readings, bad))
+        self._rows.add(Stretch(position, _UNKNOWN, part.rows, len(readings), read_again, bad), readings)
         part.rows += len(readings)
 
     def restart(self) -> None:
         """Void the readings of the open object."""
-        self._pending.clear()
+        self._rows = EsmRows(self._series)
         self._open = _Part()
 
     def close(self, position: int, equipment: Equipment | None) -> None:
@@ -114,10 +102,12 @@ class EsmColumns:
 
     def flush(self) -> None:
         """Turn what was added into columns."""
-        pending, self._pending = self._pending, []
-        if pending:
+        rows = self._rows
+        if rows.stretches:
+            self._rows = EsmRows(self._series)
+            rows.note()
             part = self._open if self._open is not None else self._done
-            _Chunk(pending, self._options, self._series, self._status, self._only).write(part)
+            _Chunk(rows, self._options, self._series, self._status, self._only).write(part)
 
     def finish(self, objects: int) -> DecodedBatch:
         """The whole body."""
@@ -155,7 +145,7 @@ class _Chunk:
 
     def __init__(
         self,
-        pending: list[_Rows],
+        rows: EsmRows,
         options: DecodeOptions,
         series: SeriesIndex,
         status: StatusIndex,
@@ -164,23 +154,20 @@ class _Chunk:
         self._options = options
         self._series_index = series
         self._status_index = status
-        self._pending = pending
-        self._rows: list[EsmReading] = list(chain.from_iterable([rows.readings for rows in pending]))
-        counts = np.array([len(rows.readings) for rows in pending])
-        self._owner = np.repeat(np.arange(len(pending)), counts)
-        starts = np.cumsum(counts) - counts
-        firsts = np.array([rows.first for rows in pending])
-        self._sensor_position = np.arange(len(self._rows)) - np.repeat(starts - firsts, counts)
-        self._object_position = np.repeat(np.array([rows.position for rows in pending]), counts)
-        self._elements = {int(starts[i]) + j: text for i, r in enumerate(pending) for j, text in r.bad.items()}
-        self.reason = np.zeros(len(self._rows), np.uint8)
+        self._rows = rows
+        self._stretches = rows.stretches
+        counts = np.array([stretch.count for stretch in rows.stretches])
+        self._starts = np.cumsum(counts) - counts
+        self._owner = np.repeat(np.arange(len(counts)), counts)
+        self.reason = np.zeros(len(rows.series), np.uint8)
         self._selected: Flags | None = None
         if only is not None:
-            self._selected = np.isin(self._object_position << 32 | self._sensor_position, only)
+            self._selected = np.isin(self._positions(), only)
+        self._read_again: tuple[int, list[EsmReading]] = (-1, [])
 
     def write(self, part: _Part) -> None:
         """Append the usable rows, the rejections and the descriptions to `part`."""
-        if not self._rows:
+        if not len(self.reason):
             return
         self._reject_rows_without_equipment()
         series = self._series()
@@ -194,64 +181,59 @@ class _Chunk:
             columns: list[ArrowArray] = [series, times, values, status, *metadata]
             kept = columns if keep.all() else [_filter(column, keep) for column in columns]
             part.chunks.append(readings_batch(*kept))
-            self._describe(series, np.flatnonzero(keep), part.sensors)
+            self._describe(series, keep, part.sensors)
         self._reject(part.rejections)
 
     def _mark(self, flags: Flags, reason: Reason) -> None:
         self.reason[flags & (self.reason == 0)] = _REASONS.index(reason) + 1
 
+    def _positions(self) -> Integers:
+        """(position of its object << 32 | position in it) of each row."""
+        objects = np.array([stretch.position for stretch in self._stretches])
+        shift = np.array([stretch.first for stretch in self._stretches]) - self._starts
+        return (objects << 32)[self._owner] + np.arange(len(self._owner)) + shift[self._owner]
+
     def _reject_rows_without_equipment(self) -> None:
-        if self._elements:
-            self.reason[list(self._elements)] = _REASONS.index(Reason.BAD_READING) + 1
-        missing = np.array([rows.equipment is None for rows in self._pending])
-        if missing.any():
-            self._mark(missing[self._owner], Reason.MISSING_EQUIPMENT)
+        for stretch, start in zip(self._stretches, self._starts.tolist(), strict=True):
+            if stretch.bad:
+                self.reason[[start + i for i in stretch.bad]] = _REASONS.index(Reason.BAD_READING) + 1
+            if stretch.equipment is None:
+                mine = np.zeros(len(self.reason), bool)
+                mine[start : start + stretch.count] = True
+                self._mark(mine, Reason.MISSING_EQUIPMENT)
 
     def _series(self) -> npt.NDArray[np.int32]:
-        column: list[object] = [row.sensor_id for row in self._rows]
-        try:
-            encoded: ArrowArray = pa.array(column, _TEXT_TYPE)
-        except (pa.ArrowTypeError, pa.ArrowInvalid):
-            wrong = np.array([x is not None and type(x) is not str for x in column])
-            self._mark(wrong, Reason.BAD_READING)
-            encoded = pa.array([x if type(x) is str else None for x in column], _TEXT_TYPE)
-        codes = pc.fill_null(encoded.indices, -1).to_numpy()
-        # The last one is where the index -1, no text at all, leads.
-        series: npt.NDArray[np.int32] = np.array(
-            [*map(self._series_of, encoded.dictionary.to_pylist()), _MISSING], np.int32
-        )[codes]
+        series = np.array(self._rows.series, np.int32)
         if series.min() < 0:
-            self._mark(series == _TOO_LONG, Reason.BAD_READING)
-            self._mark(series == _MISSING, Reason.MISSING_SENSOR)
+            self._mark(series == UNUSABLE, Reason.BAD_READING)
+            self._mark(series == MISSING, Reason.MISSING_SENSOR)
         return series
-
-    def _series_of(self, text: str) -> int:
-        if not text:
-            return _MISSING
-        return self._series_index.of(text) if len(text) <= EXTERNAL_ID_CHARS_MAX else _TOO_LONG
 
     def _times(self) -> Integers:
         rows, options = self._rows, self._options
-        column: list[object] = [row.collected for row in rows]
-        if None in column:
-            column = [row.timestamp if row.collected is None else row.collected for row in rows]
+        column = rows.collected
+        absent = column.count(None)
+        if absent == len(column):
+            column = rows.timestamp
+        elif absent:
+            column = [b if a is None else a for a, b in zip(column, rows.timestamp, strict=True)]
         times, missing, bad = parse_times(column, options.naive_timezone)
         if bad.any():
             self._mark(bad, Reason.BAD_TIMESTAMP)
         if missing.any():
             times[missing] = options.received_us
-        if options.oldest_allowed_us is not None:
+        if options.oldest_allowed_us is not None and times.min() < options.oldest_allowed_us:
             self._mark((times < options.oldest_allowed_us) & ~bad, Reason.TOO_OLD)
-        self._mark(times > options.latest_us, Reason.IN_FUTURE)
+        if times.max() > options.latest_us:
+            self._mark(times > options.latest_us, Reason.IN_FUTURE)
         return times
 
     def _values_and_status(self) -> tuple[npt.NDArray[np.float64], ArrowArray]:
         """`number` is the value, else the telemetry where it is a number or writes one, else that is the status."""
         rows = self._rows
-        number: list[object] = [row.number for row in rows]
-        values = numbers(number)
-        said_status, wrong = texts([row.status for row in rows])
-        sensor_status, wrong_too = texts([row.sensor_status for row in rows])
+        values = numbers(rows.number)
+        said_status, wrong = texts(rows.status)
+        sensor_status, wrong_too = texts(rows.sensor_status)
         for flags in (wrong, wrong_too):
             if flags is not None:
                 self._mark(flags, Reason.BAD_READING)
@@ -259,9 +241,8 @@ class _Chunk:
             said_status = pc.coalesce(said_status, sensor_status)
         without = np.isnan(values)
         if without.any():
-            telemetry: list[object] = [row.telemetry for row in rows]
-            words, other = texts(telemetry)
-            measured = numbers_of_texts(words) if other is None else numbers_or_texts(telemetry)
+            words, other = texts(rows.telemetry)
+            measured = numbers_of_texts(words) if other is None else numbers_or_texts(rows.telemetry)
             values = np.where(without, measured, values)
             without = np.isnan(values)
             if without.any() and said_status.null_count:
@@ -270,47 +251,56 @@ class _Chunk:
                 )
             useless = without & said_status.is_null().to_numpy(zero_copy_only=False)
             if useless.any():
-                self._mark(useless & np.array([x is not None for x in number]), Reason.BAD_READING)
+                self._mark(useless & np.array([x is not None for x in rows.number]), Reason.BAD_READING)
                 self._mark(useless, Reason.NO_VALUE)
         return values, self._status_index.codes(said_status)
 
     def _metadata(self) -> list[npt.NDArray[np.float64]]:
         rows = self._rows
         return [
-            limited(numbers_or_texts([row.battery for row in rows]), 0, 100),
-            limited(numbers_or_texts([row.rssi for row in rows]), -200, 100),
-            limited(numbers_or_texts([row.lqi for row in rows]), 0, 255),
-            limited(numbers_or_texts([row.battery_voltage for row in rows]), 0, 1000),
+            limited(numbers_or_texts(rows.battery), 0, 100),
+            limited(numbers_or_texts(rows.rssi), -200, 100),
+            limited(numbers_or_texts(rows.lqi), 0, 255),
+            limited(numbers_or_texts(rows.battery_voltage), 0, 1000),
         ]
 
-    def _describe(self, series: npt.NDArray[np.int32], kept: Integers, sensors: dict[int, Sensor]) -> None:
+    def _describe(self, series: npt.NDArray[np.int32], keep: Flags, sensors: dict[int, Sensor]) -> None:
         """Enter the description of each sensor of the usable rows from its last row."""
         last = np.full(len(self._series_index), -1)
-        last[series[kept]] = kept
+        if keep.all():
+            last[series] = np.arange(len(series))
+        else:
+            last[series[keep]] = np.flatnonzero(keep)
+        at_end = np.full(len(self._series_index) - UNUSABLE, -1)  # the numbers of no sensor lead to the two last places
+        at_end[series] = np.arange(len(series))
         for index in np.flatnonzero(last >= 0).tolist():
             row = int(last[index])
-            equipment = self._pending[self._owner[row]].equipment
+            equipment = self._stretches[self._owner[row]].equipment
             assert equipment is not None
-            uuid, text = self._series_index.identity(index)
-            sensors[index] = describe_sensor(uuid, text, equipment.uuid, self._rows[row])
+            reading = self._rows.last[index] if row == at_end[index] else self._reading(row)
+            sensors[index] = describe_sensor(*self._series_index.identity(index), equipment.uuid, reading)
+
+    def _reading(self, row: int) -> EsmReading:
+        owner = int(self._owner[row])
+        if self._read_again[0] != owner:
+            self._read_again = owner, self._stretches[owner].read_again()
+        return self._read_again[1][row - int(self._starts[owner])]
 
     def _reject(self, rejections: Rejections) -> None:
         rejected = self.reason != 0 if self._selected is None else (self.reason != 0) & self._selected
-        for row in np.flatnonzero(rejected).tolist():
-            content = b""
-            if len(rejections) < EXCERPTS_KEPT_MAX:
-                content = self._elements.get(row) or encode_reading(self._rows[row])[: 4 * EXCERPT_CHARS_MAX]
+        rows = np.flatnonzero(rejected)
+        if not len(rows):
+            return
+        for row, position in zip(rows.tolist(), self._positions()[rows].tolist(), strict=True):
+            content = self._content(row) if len(rejections) < EXCERPTS_KEPT_MAX else b""
             reason = _REASONS[int(self.reason[row]) - 1]
-            rejections.add(
-                int(self._object_position[row]),
-                int(self._sensor_position[row]),
-                reason,
-                content.decode("utf-8", "replace"),
-            )
+            rejections.add(position >> 32, position & 0xFFFFFFFF, reason, content.decode("utf-8", "replace"))
 
-
-_MISSING = -1
-_TOO_LONG = -2
+    def _content(self, row: int) -> bytes:
+        """The start of what the body says."""
+        owner = int(self._owner[row])
+        bad = self._stretches[owner].bad.get(row - int(self._starts[owner]))
+        return bad or encode_reading(self._reading(row))[: 4 * EXCERPT_CHARS_MAX]
 
 
 def _filter(column: ArrowArray, keep: Flags) -> ArrowArray:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import msgspec
 
 from sensorkeep.decode.esm_columns import EsmColumns
@@ -14,6 +16,7 @@ from sensorkeep.decode.esm_fields import (
     read_readings,
     read_scalar,
 )
+from sensorkeep.decode.esm_rows import ReadAgain
 from sensorkeep.decode.json_window import JsonWindow, malformed
 from sensorkeep.limits import OBJECT_BUFFER_BYTES, OBJECT_PART_BYTES
 
@@ -151,11 +154,13 @@ class EquipmentInParts:
             return False
         content = b"[" + window.data[window.pos : cut + 1] + b"]"
         bad: dict[int, bytes] = {}
+        read_again: ReadAgain | None = partial(decode_readings, content)
         try:
             readings = decode_readings(content)
         except msgspec.ValidationError:
             try:
                 readings, bad = read_readings(content)
+                read_again = None
             except (msgspec.DecodeError, RecursionError):
                 readings = []
         except (msgspec.DecodeError, RecursionError):
@@ -163,13 +168,13 @@ class EquipmentInParts:
         if not readings:
             self._one_by_one_until = window.base + cut + 1
             return False
-        self._add(readings, bad)
+        self._add(readings, bad, read_again)
         window.pos = cut + 1
         return True
 
-    def _add(self, readings: list[EsmReading], bad: dict[int, bytes]) -> None:
+    def _add(self, readings: list[EsmReading], bad: dict[int, bytes], read_again: ReadAgain | None = None) -> None:
         self.readings += len(readings)
-        self._columns.add_part(self._position, readings, bad)
+        self._columns.add_part(self._position, readings, bad, read_again or (lambda: readings))
 
     def _after_reading(self, window: JsonWindow) -> bool:
         byte = window.peek()

@@ -5,17 +5,18 @@ Each request was checked before it was accepted, its time too, so every reading 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence, Set
 
 import msgspec
 
 from sensorkeep.decode.options import DecodeOptions
-from sensorkeep.decode.quantities import NO_METADATA, QuantityColumns, describe_equipment
+from sensorkeep.decode.quantities import NO_METADATA, QuantityColumns, describe_equipment, describe_quantity
 from sensorkeep.decode.readings import GeneralReading, parse_reading
 from sensorkeep.decode.temperature import TemperatureReading, parse_temperature
 from sensorkeep.decode.times import parse_time
 from sensorkeep.errors import InvalidInput
-from sensorkeep.model import DecodedBatch, LatestRecord
+from sensorkeep.model import DecodedBatch, LatestReading, LatestRecord, Rejections
 
 TEMPERATURE = "temperature"
 READINGS = "readings"
@@ -76,6 +77,61 @@ def decode_gathered(payload: bytes, options: DecodeOptions, only: Set[tuple[int,
 def gather(entries: Sequence[Entry], options: DecodeOptions, only: Set[tuple[int, int]] | None = None) -> DecodedBatch:
     """The readings of parsed requests; equal to `decode_gathered` of what `encode_gathered` makes of them."""
     columns = QuantityColumns()
+    records = _add(columns, entries, only)
+    return columns.finish(objects=len(entries), records=records)
+
+
+def gather_each(groups: Sequence[Sequence[Entry]]) -> tuple[DecodedBatch, list[DecodedBatch]]:
+    """`gather` of all groups, and of each, from one set of columns: they share `equipment` and `sensors` (the same
+    tuples), which hold those of all groups."""
+    columns = QuantityColumns()
+    parts = []
+    for group in groups:
+        start = columns.row_count
+        records = _add(columns, group, None)
+        parts.append((start, columns.row_count - start, records, len(group)))
+    whole = columns.finish(objects=0)
+    return whole, [
+        DecodedBatch(whole.equipment, whole.sensors, whole.readings.slice(start, rows), Rejections(), records, objects)
+        for start, rows, records, objects in parts
+    ]
+
+
+def newest_of(entries: Sequence[Entry]) -> tuple[list[LatestReading], list[LatestRecord]]:
+    """What a look-up must see as soon as the requests are answered: the record of a temperature request, and each
+    reading of another. (The single readings of a temperature request follow when the worker has them.)"""
+    readings: list[LatestReading] = []
+    records: list[LatestRecord] = []
+    for entry in entries:
+        parsed = entry.parsed
+        if isinstance(parsed, TemperatureReading):
+            records.append(_record(entry, parsed))
+        else:
+            readings += _newest_general(entry, parsed)
+    return readings, records
+
+
+def _newest_general(entry: Entry, parsed: GeneralReading) -> list[LatestReading]:
+    said = parsed.metadata
+    return [
+        LatestReading(
+            sensor_uuid=describe_quantity(parsed.sensor_id, quantity).uuid,
+            time_us=entry.time_us,
+            value=None if math.isnan(value) else value,
+            status=parsed.status,
+            battery=said.battery,
+            rssi=None if said.rssi is None else round(said.rssi),
+            lqi=None if said.lqi is None else round(said.lqi),
+            battery_voltage=said.battery_voltage,
+        )
+        for quantity, value in parsed.quantities().items()
+    ]
+
+
+def _add(
+    columns: QuantityColumns, entries: Sequence[Entry], only: Set[tuple[int, int]] | None
+) -> tuple[LatestRecord, ...]:
+    """Append the readings of the requests, and answer their records."""
     records: list[LatestRecord] = []
     for index, entry in enumerate(entries):
         parsed = entry.parsed
@@ -87,7 +143,7 @@ def gather(entries: Sequence[Entry], options: DecodeOptions, only: Set[tuple[int
         for position, (quantity, value) in enumerate(quantities.items()):
             if only is None or (index, position) in only:
                 columns.add(parsed.sensor_id, quantity, entry.time_us, value, status, metadata)
-    return columns.finish(objects=len(entries), records=tuple(records))
+    return tuple(records)
 
 
 def _record(entry: Entry, parsed: TemperatureReading) -> LatestRecord:

@@ -25,35 +25,43 @@ def malformed(what: str, position: int) -> InvalidInput:
 
 
 class JsonWindow:
-    """The part of the text that is not consumed yet: `data` from `pos` on. `base` is the offset of data[0]."""
+    """The part of the text that is not consumed yet: `data` from `pos` on. `base` is the offset of data[0].
 
-    __slots__ = ("_checked", "_wanted", "base", "data", "final", "pos")
+    `data` is replaced, never changed, so that what was consumed can be kept by reference.
+    """
+
+    __slots__ = ("_checked", "_waiting", "_wanted", "base", "data", "final", "pos")
 
     def __init__(self) -> None:
-        self.data = bytearray()
+        self.data = b""
         self.pos = 0
         self.base = 0
         self.final = False
         self._checked = 0  # data before this is known to be UTF-8
+        self._waiting = bytearray()  # what follows `data`, while that is too little to look at
         self._wanted = OBJECT_PART_BYTES
 
     def append(self, piece: bytes | memoryview) -> bool:
         """Add a piece; returns whether there is enough to look at. Raises InvalidInput where it is not UTF-8."""
-        if self.pos:
-            del self.data[: self.pos]
-            self.base += self.pos
-            self._checked -= self.pos
-            self.pos = 0
-        self.data += piece
-        if len(self.data) < self._wanted:
+        if self.available + len(self._waiting) + len(piece) < self._wanted:
+            self._waiting += piece
             return False
-        self._check_utf8()
+        self._join(piece)
         return True
 
     def close(self) -> None:
         """No more pieces come. Raises InvalidInput where the text is not UTF-8."""
         self.final = True
-        self.append(b"")
+        self._join(b"")
+
+    def _join(self, piece: bytes | memoryview) -> None:
+        """Move what waits and `piece` into `data`."""
+        with memoryview(self.data) as whole, whole[self.pos :] as rest:
+            self.data = b"".join((rest, self._waiting, piece))
+        self._waiting.clear()
+        self.base += self.pos
+        self._checked -= self.pos
+        self.pos = 0
         self._check_utf8()
 
     @property

@@ -124,6 +124,11 @@ class QuantityColumns:
         self._statuses.append(status)
         self._metadata.append(metadata)
 
+    @property
+    def row_count(self) -> int:
+        """Rows appended so far."""
+        return len(self._rows)
+
     def finish(
         self, *, objects: int, rejections: Rejections | None = None, records: tuple[LatestRecord, ...] = ()
     ) -> DecodedBatch:

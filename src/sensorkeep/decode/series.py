@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sensorkeep.decode.arrow import ArrowArray
-from sensorkeep.limits import TEXT_CHARS_MAX
+from sensorkeep.limits import EXTERNAL_ID_CHARS_MAX, TEXT_CHARS_MAX
 from sensorkeep.model import READINGS_SCHEMA, Sensor, canonical_uuid
 
 _canonical = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}").fullmatch
@@ -24,27 +24,32 @@ _TIME_TYPE = READINGS_SCHEMA.field("time").type
 Numbers = npt.NDArray[np.float64]
 
 
+MISSING = -1
+"""The number of no sensor: no text, or an empty one."""
+UNUSABLE = -2
+"""The number of what cannot name a sensor: no text at all, or one that is too long."""
+
+
 class SeriesIndex:
     """Numbers sensors in the order seen. The body may call one sensor by several texts."""
 
     def __init__(self) -> None:
-        self._by_text: dict[str, int] = {}
+        self._by_text = _Texts(self._enter)
         self._by_uuid: dict[str, int] = {}
         self._identities: list[tuple[str, str]] = []
 
     def __len__(self) -> int:
         return len(self._identities)
 
-    def of(self, text: str) -> int:
-        """The number of the sensor that `text` names."""
-        known = self._by_text.get(text)
-        if known is not None:
-            return known
+    def numbers(self, texts: Iterable[object]) -> list[int]:
+        """The number of the sensor that each names; MISSING or UNUSABLE where it names none."""
+        return list(map(self._by_text.__getitem__, texts))
+
+    def _enter(self, text: str) -> int:
         uuid = text if _canonical(text) else canonical_uuid(text)
         index = self._by_uuid.setdefault(uuid, len(self._identities))
         if index == len(self._identities):
             self._identities.append((uuid, text))
-        self._by_text[text] = index
         return index
 
     def identity(self, index: int) -> tuple[str, str]:
@@ -65,6 +70,22 @@ class SeriesIndex:
             chunk.set_column(0, READINGS_SCHEMA.field(0), pa.array(numbers[chunk.column(0).to_numpy()]))
             for chunk in chunks
         ]
+
+
+class _Texts(dict[object, int]):
+    """Numbers by text; a text that is not known yet is entered. Whatever names no sensor is not kept."""
+
+    def __init__(self, enter: Callable[[str], int]) -> None:
+        super().__init__()
+        self._enter = enter
+
+    def __missing__(self, text: object) -> int:
+        if text is None or text == "":
+            return MISSING
+        if type(text) is not str or len(text) > EXTERNAL_ID_CHARS_MAX:
+            return UNUSABLE
+        number = self[text] = self._enter(text)
+        return number
 
 
 class StatusIndex:

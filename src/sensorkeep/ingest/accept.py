@@ -18,7 +18,8 @@ from sensorkeep import limits
 from sensorkeep.catalog.base import BatchLedger, LatestReadings, Receipt
 from sensorkeep.clock import DAY_US, MICROSECONDS, Clock, IdSource
 from sensorkeep.decode.esm import EsmBulkDecoder
-from sensorkeep.decode.handoff import Handoff
+from sensorkeep.decode.gathered import Entry, encode_gathered, gather, newest_of
+from sensorkeep.decode.handoff import Handed, Handoff
 from sensorkeep.decode.inflate import make_inflater
 from sensorkeep.decode.newest import newest_readings
 from sensorkeep.decode.options import DecodeOptions, time_range
@@ -106,8 +107,7 @@ class Acceptor:
         self._object_store.put(key, body.stored())
         batch = body.batch
         claim = self._claim(batch_id, WireFormat.ESM_BULK, batch, options, sender, object_key=key)
-        self.publish(claim, batch, body.wire_bytes)
-        return Accepted(claim, batch)
+        return self._accept(claim, batch, body.wire_bytes)
 
     def readings(self, body: bytes, sender: Sender, batch_id: str | None = None) -> Accepted:
         """Accept the body of POST /readings (inflated JSON). Raises as `bulk` does."""
@@ -121,14 +121,29 @@ class Acceptor:
             self._object_store.put(key, iter([isal_zlib.compress(body, 1, wbits=31)]))
         payload = body if key is None else None
         claim = self._claim(batch_id, WireFormat.READINGS, batch, options, sender, object_key=key, payload=payload)
-        self.publish(claim, batch, len(body))
-        return Accepted(claim, batch)
+        return self._accept(claim, batch, len(body))
 
-    def gathered(self, payload: bytes, batch: DecodedBatch, options: DecodeOptions, sender: Sender) -> Accepted:
-        """Accept single readings gathered into one payload; see ingest/gather.py."""
-        claim = self._claim(self._ids.new(), WireFormat.GATHERED, batch, options, sender, payload=payload)
-        self.publish(claim, batch, len(payload))
-        return Accepted(claim, batch)
+    def gathered(self, entries: tuple[Entry, ...], sender: Sender) -> str:
+        """Accept single readings, checked and parsed; see ingest/gather.py. Returns the batch id."""
+        now_us = self._clock.now_us()
+        payload = encode_gathered(entries)
+        times = [entry.time_us for entry in entries]
+        claim = Claim(
+            batch_id=self._ids.new(),
+            wire_format=WireFormat.GATHERED,
+            received_us=now_us,
+            readings=sum(entry.readings for entry in entries),
+            payload=payload,
+            naive_timezone=self.settings.naive_timezone,
+            oldest_us=min(times),
+            newest_us=max(times),
+            urgent=sender.urgent,
+        )
+        self._publish(claim, entries)
+        self._latest.offer(*newest_of(entries))
+        self._enter(claim, len(payload))
+        self._announcer.announce(lambda: gather(entries, self.options(sender)))
+        return claim.batch_id
 
     def options(self, sender: Sender) -> DecodeOptions:
         """How a body received now is decoded."""
@@ -168,13 +183,16 @@ class Acceptor:
         self._announcer.hurry()
         return claim.batch_id
 
-    def publish(self, claim: Claim, batch: DecodedBatch, wire_bytes: int) -> None:
-        """Make the claim durable, enter the receipt, and tell everybody who wants to know.
+    def _accept(self, claim: Claim, batch: DecodedBatch, wire_bytes: int) -> Accepted:
+        self._publish(claim, batch)
+        self._latest.offer(newest_readings(batch), batch.records)
+        self._enter(claim, wire_bytes)
+        self._announcer.announce(lambda: batch)
+        return Accepted(claim, batch)
 
-        Raises Unavailable. Where the claim could not be published nothing is kept; where only the receipt could not be
-        entered the batch is stored all the same, and sending it again changes nothing.
-        """
-        self._handoff.offer(claim.batch_id, batch)
+    def _publish(self, claim: Claim, handed: Handed) -> None:
+        """Make the claim durable. Raises Unavailable; nothing is kept then."""
+        self._handoff.offer(claim.batch_id, handed)
         try:
             with self._metrics.commit_seconds.time():
                 self._queue.publish([claim])
@@ -183,11 +201,13 @@ class Acceptor:
             if claim.object_key is not None:
                 self._object_store.delete(claim.object_key)
             raise
-        self._latest.offer(newest_readings(batch), batch.records)
+
+    def _enter(self, claim: Claim, wire_bytes: int) -> None:
+        """Enter the receipt of a durable claim. Where that raises Unavailable the batch is stored all the same, and
+        sending it again changes nothing."""
         self._ledger.receive([Receipt(claim, wire_bytes)])
         self._metrics.readings_received.inc(claim.readings)
         self._metrics.ingest_bytes.inc(wire_bytes)
-        self._announcer.announce(batch)
         if claim.urgent:
             self._announcer.hurry()
 

@@ -20,10 +20,10 @@ class Announcer:
         self._pubsub = pubsub
         self._encode = encode
 
-    def announce(self, batch: DecodedBatch) -> None:
-        """Publish the usable readings of an accepted batch."""
+    def announce(self, batch: Callable[[], DecodedBatch]) -> None:
+        """Publish the usable readings of an accepted batch, which is made only where somebody listens."""
         if self._pubsub.wanted(READINGS_CHANNEL):
-            self._pubsub.publish(READINGS_CHANNEL, self._encode(batch))
+            self._pubsub.publish(READINGS_CHANNEL, self._encode(batch()))
 
     def hurry(self) -> None:
         """Tell the worker that somebody waits for the claim just published."""

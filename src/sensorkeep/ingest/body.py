@@ -32,7 +32,8 @@ class BodyReader:
     async def chunk(self) -> bytes:
         """The next chunk (maybe empty). Raises ClientGone, or InvalidInput (408) after too long a silence."""
         try:
-            message = await asyncio.wait_for(self._receive(), limits.BODY_IDLE_SECONDS_MAX)
+            async with asyncio.timeout(limits.BODY_IDLE_SECONDS_MAX):
+                message = await self._receive()
         except TimeoutError:
             detail = f"nothing of the body arrived for {limits.BODY_IDLE_SECONDS_MAX} seconds; send it again"
             raise InvalidInput(detail, code="request_timeout") from None

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from sensorkeep import limits
 from sensorkeep.catalog.base import Registry
-from sensorkeep.decode.gathered import Entry, encode_gathered, gather
+from sensorkeep.decode.gathered import Entry
 from sensorkeep.errors import SensorkeepError, Unavailable
 from sensorkeep.ingest.accept import Acceptor, Sender
 
@@ -94,12 +94,8 @@ class Gatherer:
     def _make_durable(self, tickets: list[Ticket]) -> str:
         for ticket in tickets:
             ticket.entry.record_id = self._new_id()
-        entries = [ticket.entry for ticket in tickets]
-        sender = Sender(credential="", urgent=any(ticket.urgent for ticket in tickets))
-        options = self._acceptor.options(sender)
-        batch = gather(entries, options)
-        accepted = self._acceptor.gathered(encode_gathered(entries), batch, options, sender)
-        return accepted.claim.batch_id
+        entries = tuple(ticket.entry for ticket in tickets)
+        return self._acceptor.gathered(entries, Sender("", urgent=any(ticket.urgent for ticket in tickets)))
 
     def _new_id(self) -> int:
         if self._next_id >= self._last_id:

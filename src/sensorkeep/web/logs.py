@@ -191,6 +191,8 @@ def configure_logging(
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level.upper())
+    # It tells of every plugin at each start, and would bury what stops one.
+    logging.getLogger("alembic").setLevel(root.level if level == "debug" else max(root.level, logging.WARNING))
     _take_over_uvicorn()
     return AccessLog(handler, terminal=terminal, enabled=access_log and root.isEnabledFor(logging.INFO))
 

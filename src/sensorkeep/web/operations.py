@@ -46,7 +46,12 @@ def health_router(monitor: HealthMonitor, gate: Gate, clock: Clock, version: str
         current = await monitor.health()
         return answer(current, {name: _state(service) for name, service in current.services.items()})
 
-    @router.get("/health/detailed", summary="Each dependency", responses=_described("detailed health"))
+    @router.get(
+        "/health/detailed",
+        summary="Each dependency",
+        responses=_described("detailed health"),
+        openapi_extra={"security": [{"Bearer": []}, {"ApiKey": []}]},  # the schemes of auth/http.py
+    )
     async def detailed(request: Request) -> Response:
         """Each dependency with its latency, its lag, and what is wrong. Scope read or admin."""
         await _require_any(gate, request, Scope.READ, Scope.ADMIN)

@@ -8,10 +8,11 @@ from msgspec.structs import replace
 
 from sensorkeep.catalog.base import BatchLedger, LatestReadings
 from sensorkeep.decode.claim import decode_claim
+from sensorkeep.decode.gathered import Entry, gather_each
 from sensorkeep.decode.handoff import Handoff
 from sensorkeep.decode.newest import newest_readings
 from sensorkeep.errors import Conflict, NotFound, Poisoned
-from sensorkeep.model import Claim, DecodedBatch
+from sensorkeep.model import Claim, DecodedBatch, WireFormat
 from sensorkeep.object_store.base import ObjectStore
 
 
@@ -30,14 +31,29 @@ class Loader:
         self._latest = latest
         self._handoff = handoff
 
+    def take_gathered(self, claims: Iterable[Claim]) -> dict[str, DecodedBatch]:
+        """The readings of those claims whose single readings this process parsed, by batch id, made in one go."""
+        groups: dict[str, tuple[Entry, ...]] = {}
+        for claim in claims:
+            if claim.wire_format is WireFormat.GATHERED and claim.replay_of is None:
+                handed = self._handoff.take(claim.batch_id)
+                if isinstance(handed, tuple):
+                    groups[claim.batch_id] = handed
+        if not groups:
+            return {}
+        whole, batches = gather_each(list(groups.values()))
+        self._latest.offer(newest_readings(whole))
+        return dict(zip(groups, batches, strict=True))
+
     def load(self, claim: Claim) -> DecodedBatch:
         """The readings of `claim`. Raises Poisoned where they can never be had, Unavailable where not now, Skip."""
         if claim.replay_of is not None:
             return self._load_replay(claim, claim.replay_of)
         batch = self._handoff.take(claim.batch_id)
-        if batch is None:
-            batch = decode_claim(claim, self._payload(claim))
-            self._latest.offer(newest_readings(batch), batch.records)
+        if isinstance(batch, DecodedBatch):
+            return batch
+        batch = decode_claim(claim, self._payload(claim))
+        self._latest.offer(newest_readings(batch), batch.records)
         return batch
 
     def _load_replay(self, claim: Claim, batch_id: str) -> DecodedBatch:

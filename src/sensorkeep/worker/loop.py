@@ -10,6 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import msgspec
 import structlog
@@ -93,7 +94,8 @@ class Worker:
         try:
             while not self._stopping.wait(pause_seconds) and self.stopped_because is None:
                 try:
-                    self.round(wait_seconds=limits.WORKER_IDLE_SECONDS)
+                    # The start waits for `caught_up`: with nothing to catch up on, it must not wait for claims.
+                    self.round(wait_seconds=limits.WORKER_IDLE_SECONDS if self.caught_up.is_set() else 0.0)
                     pause_seconds = 0.0
                 except Unavailable as error:
                     self._metrics.worker_failures.labels(error.code).inc()
@@ -144,26 +146,31 @@ class Worker:
         return taken
 
     def _write(self, deliveries: Sequence[Delivery]) -> None:
+        fresh = [delivery for delivery in deliveries if delivery.claim.batch_id not in self._held]
+        gathered = self._loader.take_gathered(delivery.claim for delivery in fresh)
         loaded: list[tuple[Delivery, DecodedBatch]] = []
-        for delivery in deliveries:
-            if delivery.claim.batch_id in self._held:
-                continue
+        for delivery in fresh:
             try:
-                loaded.append((delivery, self._loader.load(delivery.claim)))
+                batch = gathered.get(delivery.claim.batch_id) or self._loader.load(delivery.claim)
             except Skip:
                 self._queue.ack([delivery])
             except Unavailable:
                 raise
             except SensorkeepError as error:
                 self._dead.append((delivery, error.detail))
+            else:
+                loaded.append((delivery, batch))
         if loaded:
-            self._inventory.describe(
-                (item for _, batch in loaded for item in batch.equipment),
-                (item for _, batch in loaded for item in batch.sensors),
-            )
+            self._describe([batch for _, batch in loaded])
             failed = self._write_isolating(loaded)
             if failed:
                 raise Unavailable(f"{failed} batches could not be written; they are tried again")
+
+    def _describe(self, batches: Sequence[DecodedBatch]) -> None:
+        """Enter what the batches say of equipment and sensors; batches made in one go share it."""
+        equipment = {id(batch.equipment): batch.equipment for batch in batches}
+        sensors = {id(batch.sensors): batch.sensors for batch in batches}
+        self._inventory.describe(chain.from_iterable(equipment.values()), chain.from_iterable(sensors.values()))
 
     def _write_isolating(self, loaded: list[tuple[Delivery, DecodedBatch]]) -> int:
         """Write the batches in one transaction; where that fails, in halves, until the one that fails is alone.

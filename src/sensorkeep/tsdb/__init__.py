@@ -1,0 +1,1 @@
+"""The time series store: raw readings and exact rollups, idempotent by (sensor, time)."""

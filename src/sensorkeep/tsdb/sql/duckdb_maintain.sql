@@ -1,0 +1,61 @@
+-- Statements of maintenance. `wanted` and `rebuilt` are Arrow tables registered for the statement; {dirty} is
+-- hourly_dirty or daily_dirty, {rollup} one of the rollup tables.
+
+-- name: roll_hours
+INSERT INTO hourly BY NAME {aggregate}
+
+-- name: mark_day_dirty
+-- A day is rolled up by marking all its sensors: the redoing of changed days then does it in bounded portions.
+INSERT INTO daily_dirty SELECT DISTINCT series, make_timestamptz($day_us) FROM {day}
+
+-- name: first_dirty
+SELECT min(series) FROM {dirty} WHERE time >= make_timestamptz($start_us) AND time < make_timestamptz($end_us)
+
+-- name: dirty_hours
+SELECT DISTINCT series, (epoch_us(time) - $start_us) // 3600000000 AS hour FROM hourly_dirty
+WHERE time >= make_timestamptz($start_us) AND time < make_timestamptz($end_us) AND series % $slices = $slice
+
+-- name: dirty_days
+SELECT DISTINCT series FROM daily_dirty
+WHERE time >= make_timestamptz($start_us) AND time < make_timestamptz($end_us) AND series % $slices = $slice
+
+-- name: forget_dirty
+DELETE FROM {dirty}
+WHERE time >= make_timestamptz($start_us) AND time < make_timestamptz($end_us) AND series % $slices = $slice
+
+-- name: count_between
+SELECT count(*) FROM {table} WHERE time >= make_timestamptz($start_us) AND time < make_timestamptz($end_us)
+
+-- name: forget_buckets
+DELETE FROM {rollup} USING rebuilt
+WHERE {rollup}.series = rebuilt.series AND {rollup}.time = rebuilt.time
+    AND {rollup}.time >= make_timestamptz($start_us) AND {rollup}.time < make_timestamptz($end_us)
+
+-- name: save_buckets
+INSERT INTO {rollup} BY NAME FROM rebuilt
+
+-- name: count_buckets_before
+SELECT count(*) FROM {rollup} WHERE time < make_timestamptz($before_us)
+
+-- name: settle_buckets
+INSERT INTO {rollup}_settled FROM {rollup} WHERE time < make_timestamptz($before_us) ORDER BY series, time
+
+-- name: forget_settled_buckets
+DELETE FROM {rollup} WHERE time < make_timestamptz($before_us)
+
+-- name: rewrite_day
+CREATE TABLE {rewritten} AS FROM {day} ORDER BY series, time
+
+-- name: drop_day
+DROP TABLE {day}
+
+-- name: rename_day
+ALTER TABLE {rewritten} RENAME TO {day}
+
+-- name: prune_batches
+DELETE FROM batches WHERE written_us < $before_us
+
+-- name: stored_buckets
+SELECT stored.* FROM (FROM {rollup} UNION ALL FROM {rollup}_settled) AS stored SEMI JOIN wanted
+ON stored.series = wanted.series AND stored.time = wanted.time
+WHERE stored.time >= make_timestamptz($start_us) AND stored.time < make_timestamptz($end_us)
