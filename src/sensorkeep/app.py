@@ -9,12 +9,14 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 from zoneinfo import ZoneInfo
 
 import structlog
 from fastapi import APIRouter, FastAPI
 from pydantic import SecretStr
 from starlette.routing import WebSocketRoute
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from sensorkeep import __version__
 from sensorkeep.auth.administration import Administration, ensure_admin
@@ -35,6 +37,7 @@ from sensorkeep.errors import BadConfig, SensorkeepError, Unavailable
 from sensorkeep.ingest.accept import Acceptor, IngestSettings
 from sensorkeep.ingest.announce import Announcer, SettledWaiters
 from sensorkeep.ingest.batches import batches_router
+from sensorkeep.ingest.express import ExpressLane
 from sensorkeep.ingest.gather import Gatherer
 from sensorkeep.ingest.http import AsgiApp, IngestRoutes
 from sensorkeep.ingest.openapi import document_ingest
@@ -56,9 +59,9 @@ from sensorkeep.tsdb.duckdb import DuckDBStore
 from sensorkeep.web.docs import install_docs
 from sensorkeep.web.health import Check, Figures, HealthMonitor
 from sensorkeep.web.logs import Access
-from sensorkeep.web.middleware import RequestMiddleware, with_cors
+from sensorkeep.web.middleware import EXPRESS_HEADERS, RequestMiddleware, with_cors
 from sensorkeep.web.operations import health_router, metrics_router
-from sensorkeep.web.problems import install_problem_handlers
+from sensorkeep.web.problems import install_problem_handlers, problem_response
 from sensorkeep.worker.housekeeping import Housekeeper
 from sensorkeep.worker.load import Loader
 from sensorkeep.worker.loop import Worker, WorkerSettings
@@ -213,7 +216,10 @@ class Application:
         inner: AsgiApp = self._ingest
         if self.config.cors_origins:
             inner = with_cors(inner, self.config.cors_origins)
-        return RequestMiddleware(inner, self.metrics, self.clock, self.ids, access_log)
+        proxied = cast(AsgiApp, ProxyHeadersMiddleware(cast(Any, inner), list(self.config.trusted_proxies)))
+        shell = RequestMiddleware(proxied, self.metrics, self.clock, self.ids, access_log)
+        shell.express = self._express_lane(shell)
+        return shell
 
     def checks(self) -> dict[str, Check]:
         """How each dependency proves that it works."""
@@ -367,6 +373,19 @@ class Application:
             auth_router(self.auth, requires),
             health_router(monitor, self.auth.gate, self.clock, __version__),
         ]
+
+    def _express_lane(self, shell: RequestMiddleware) -> ExpressLane:
+        return ExpressLane(
+            acceptor=self.acceptor,
+            gatherer=self._gatherer,
+            gate=self.auth.gate,
+            clock=self.clock,
+            display_time=LocalTime(ZoneInfo(self.config.display_timezone)),
+            new_request_id=shell.new_request_id,
+            report=shell.report,
+            problem=problem_response,
+            header_lines=EXPRESS_HEADERS,
+        )
 
     def _ingest_routes(self, api: AsgiApp) -> IngestRoutes:
         return IngestRoutes(

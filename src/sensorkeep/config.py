@@ -61,6 +61,15 @@ class Config(BaseSettings):
             "cors_origins", "Serving", "Origins allowed by CORS, separated by commas; `*` for all.", "CORS_ORIGINS"
         ),
     ] = ()
+    trusted_proxies: Annotated[
+        tuple[str, ...],
+        NoDecode,
+        _setting(
+            "trusted_proxies",
+            "Serving",
+            "Addresses or networks of proxies whose X-Forwarded-For tells the client's address, separated by commas.",
+        ),
+    ] = ("127.0.0.1", "::1")
 
     data_dir: Annotated[Path, _setting("data_dir", "Storage", "Directory of the embedded stores.")] = Path(
         "sensorkeep-data"
@@ -177,7 +186,7 @@ class Config(BaseSettings):
         bool, _setting("access_log", "Logging", "Log each request (never bodies, queries or credentials).")
     ] = True
 
-    @field_validator("cors_origins", mode="before")
+    @field_validator("cors_origins", "trusted_proxies", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
@@ -279,4 +288,6 @@ def describe_settings() -> str:
 def _default(value: object) -> str:
     if value is None or value in ("", ()):
         return ""
+    if isinstance(value, tuple):
+        value = ",".join(value)
     return f"`{str(value).lower() if isinstance(value, bool) else value}`"

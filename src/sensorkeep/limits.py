@@ -49,6 +49,13 @@ DECODE_ROWS_PER_CHUNK = 16_000
 DECODE_BYTES_PER_CHUNK = 8 * MIB
 """JSON after which readings are turned into columns however few they are. Until then it is kept, in case some of it
 has to be read again."""
+DECODE_SKIM_BYTES_MIN = 4 * KIB
+"""An equipment object shorter than this is decoded with all its descriptions at once: it has few readings, and those
+of the last one of each sensor are needed."""
+DESCRIPTIONS_REMEMBERED = 10_000
+"""Descriptions of sensors, and as many of equipment, kept from one bulk request to the next; some 10 MB each."""
+DESCRIPTION_REMEMBERED_CHARS_MAX = 400
+"""Longer descriptions are not kept so."""
 ERRORS_REPORTED_MAX = 20
 """Per-reading errors listed in an answer; all of them are in the quarantine."""
 EXCERPTS_KEPT_MAX = 10_000
@@ -75,6 +82,10 @@ BODY_IDLE_SECONDS_MAX = 30
 """A body that brings nothing for this long is given up (408)."""
 GATHER_ENTRIES_MAX = 500
 """Single readings in one claim."""
+GATHER_PAUSE_ENTRIES = 4
+GATHER_PAUSE_SECONDS = 0.002
+"""After a claim of at least so many single readings, the next waits this long for more: a sync shared by more of them
+costs each less, and its own time is about as long."""
 RECORD_IDS_RESERVED = 65_536
 """Record ids reserved at once; a crash skips the unused rest."""
 QUANTITIES_PER_READING_MAX = 64

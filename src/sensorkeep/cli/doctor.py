@@ -86,7 +86,7 @@ def _stores(config: Config) -> Iterator[Finding]:
     try:
         for name, check in application.checks().items():
             yield _store(name, check)
-        since_start, all_time = application.ledger.accounting()
+        _, all_time = application.ledger.accounting()
         known = all_time.stored + all_time.updated + all_time.duplicate + all_time.quarantined + all_time.pending
         state = "ok" if all_time.received == known else "error"
         yield "accounting", state, f"{all_time.received} received, {known} accounted for, {all_time.pending} pending"

@@ -119,10 +119,11 @@ def add_key(
 def list_keys(data_dir: DataDirectory = None) -> None:
     """List the API keys (never their secrets)."""
     with _administration(data_dir) as (administration, output):
+        known = administration.keys()
+        when = [(_when(key.created_us), _when(key.expires_us), _when(key.last_used_us)) for key in known]
         rows = [
-            (key.id, key.name, " ".join(sorted(key.scopes)), _when(key.created_us), _when(key.expires_us), _when(key.last_used_us))
-            for key in administration.keys()
-        ]  # fmt: skip
+            (key.id, key.name, " ".join(sorted(key.scopes)), *times) for key, times in zip(known, when, strict=True)
+        ]
         output.table(("id", "name", "scopes", "created", "ends", "last used"), rows)
 
 

@@ -44,7 +44,7 @@ def serve(config: Config) -> None:
     from sensorkeep.app import Application
     from sensorkeep.live.protocol import uvicorn_settings
     from sensorkeep.web.logs import configure_logging
-    from sensorkeep.web.protocol import OneWriteHttpProtocol
+    from sensorkeep.web.protocol import ExpressHttpProtocol
 
     access_log = configure_logging(config.log_level, access_log=config.access_log)
     for kind in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises what it caught once more when it is done
@@ -57,12 +57,13 @@ def serve(config: Config) -> None:
         server = uvicorn.Server(
             uvicorn.Config(
                 application.asgi(access_log if config.access_log else None),
-                http=OneWriteHttpProtocol,
+                http=ExpressHttpProtocol,
                 loop="uvloop",
                 lifespan="on",
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                proxy_headers=False,  # the application does it, inside its middleware
                 date_header=True,
                 timeout_graceful_shutdown=SHUTDOWN_SECONDS_MAX,
                 timeout_keep_alive=HTTP_HEADER_SECONDS_MAX,

@@ -46,7 +46,9 @@ class BatchAnswer(BaseModel):
     quarantined: int
     claim_check: str | None
     detail: str | None
-    errors: list[ReadingError] = Field(description=f"The first {ERRORS_REPORTED_MAX}; all are in the quarantine.")
+    errors: list[ReadingError] = Field(
+        description=f"At most {ERRORS_REPORTED_MAX}, the last ones first; all are in the quarantine."
+    )
 
 
 class BatchPage(BaseModel):

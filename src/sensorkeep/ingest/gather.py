@@ -1,14 +1,16 @@
 """Gathers single readings into shared claims, so that requests which arrive together share one sync.
 
-There is no timer: whatever arrives while one claim is made durable goes into the next. A lone request waits for
-nothing but its own sync.
+Whatever arrives while one claim is made durable goes into the next. A lone request waits for nothing but its own
+sync; while many arrive, a short pause lets more of them share one.
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from sensorkeep import limits
@@ -24,7 +26,8 @@ class Ticket:
 
     entry: Entry
     urgent: bool
-    done: asyncio.Future[None]
+    on_done: Callable[[Ticket, Exception | None], None]
+    """Called on the event loop, with the error where it could not be made durable."""
     batch_id: str = ""
 
 
@@ -48,14 +51,28 @@ class Gatherer:
 
     async def submit(self, entry: Entry, *, urgent: bool = False) -> Ticket:
         """Return when the reading is durable. Raises Unavailable where it cannot be made so."""
+        done: asyncio.Future[None] = self._loop.create_future()
+
+        def resolve(_: Ticket, error: Exception | None) -> None:
+            if done.done():  # the client went away; the reading is kept all the same
+                return
+            if error is None:
+                done.set_result(None)
+            else:
+                done.set_exception(error)
+
+        ticket = Ticket(entry, urgent, resolve)
+        self.enqueue(ticket)
+        await done
+        return ticket
+
+    def enqueue(self, ticket: Ticket) -> None:
+        """As `submit`, for a caller who is told by `ticket.on_done`. On the event loop. Raises Unavailable."""
         if self._closing:
             raise Unavailable("the server is shutting down", retry_after_seconds=2)
-        ticket = Ticket(entry, urgent, self._loop.create_future())
         self._waiting.append(ticket)
         if not self._wakeup.is_set():
             self._wakeup.set()
-        await ticket.done
-        return ticket
 
     def close(self) -> None:
         """Make durable what waits, then end the thread."""
@@ -69,6 +86,8 @@ class Gatherer:
             self._wakeup.clear()
             while tickets := self._take():
                 self._commit(tickets)
+                if len(tickets) >= limits.GATHER_PAUSE_ENTRIES and not self._closing:
+                    time.sleep(limits.GATHER_PAUSE_SECONDS)
 
     def _take(self) -> list[Ticket]:
         tickets: list[Ticket] = []
@@ -108,9 +127,4 @@ class Gatherer:
 def _resolve(tickets: list[Ticket], batch_id: str, error: Exception | None) -> None:
     for ticket in tickets:
         ticket.batch_id = batch_id
-        if ticket.done.done():  # the client went away; the reading is kept all the same
-            continue
-        if error is None:
-            ticket.done.set_result(None)
-        else:
-            ticket.done.set_exception(error)
+        ticket.on_done(ticket, error)

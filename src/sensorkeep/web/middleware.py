@@ -24,6 +24,7 @@ from sensorkeep.limits import REQUEST_ID_CHARS_MAX
 from sensorkeep.metrics import Metrics
 from sensorkeep.web.logs import Access, request_id_of_context
 from sensorkeep.web.problems import internal_error, report_problem, send_problem
+from sensorkeep.web.protocol import Express
 
 ROUTE_KEY = "sensorkeep.route"
 CREDENTIAL_KEY = "sensorkeep.credential"
@@ -44,6 +45,12 @@ _STRICT_POLICY = (b"content-security-policy", b"default-src 'none'; frame-ancest
 _NO_STORE = (b"cache-control", b"no-store")
 
 
+EXPRESS_HEADERS = b"".join(
+    name + b": " + value + b"\r\n" for name, value in (*SECURITY_HEADERS, _STRICT_POLICY, _NO_STORE)
+)
+"""What every answer carries, for those who write answers without this middleware."""
+
+
 class RequestMiddleware:
     """ASGI. `access_log` is called once for each request; None logs none."""
 
@@ -62,6 +69,8 @@ class RequestMiddleware:
         # Unique by the process's own UUID and a count: a UUID for each request would cost more than all the rest.
         self._prefix = ids.new()
         self._count = itertools.count(1)
+        self.express: Express | None = None
+        """Serves plain requests without ASGI where the server can (web/protocol.py); the application may set it."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request; anything but HTTP passes through."""
@@ -69,7 +78,7 @@ class RequestMiddleware:
             await self._app(scope, receive, send)
             return
         started = self._clock.monotonic()
-        request_id = _given_id(scope["headers"]) or f"{self._prefix}-{next(self._count):x}"
+        request_id = _given_id(scope["headers"]) or self.new_request_id()
         scope.setdefault("state", {})["request_id"] = request_id
         token = request_id_of_context.set(request_id)
         answer = _Answer(send, request_id)
@@ -87,26 +96,39 @@ class RequestMiddleware:
             request_id_of_context.reset(token)
             self._report(scope, answer, self._clock.monotonic() - started, request_id)
 
-    def _report(self, scope: Scope, answer: _Answer, seconds: float, request_id: str) -> None:
-        method = scope["method"] if scope["method"] in _METHODS else "OTHER"
-        route = route_template(scope)
-        status = answer.status if answer.complete else _CLIENT_CLOSED
+    def new_request_id(self) -> str:
+        """An id for a request that brings none."""
+        return f"{self._prefix}-{next(self._count):x}"
+
+    def report(
+        self,
+        method: str,
+        route: str,
+        status: int,
+        seconds: float,
+        body_bytes: int,
+        client_ip: str,
+        request_id: str,
+        credential: str | None,
+    ) -> None:
+        """Enter a served request into the metrics and the access log; `credential` is the credential's id."""
         self._latency.observe(method, route, status, seconds)
         if self._access_log is not None:
-            client = scope.get("client")
+            now = rfc3339(self._clock.now_us())
+            milliseconds = round(seconds * 1000, 3)
             self._access_log(
-                Access(
-                    method,
-                    route,
-                    status,
-                    round(seconds * 1000, 3),
-                    answer.body_bytes,
-                    client[0] if client else "",
-                    request_id,
-                    _credential_id(scope),
-                    rfc3339(self._clock.now_us()),
-                )
+                Access(method, route, status, milliseconds, body_bytes, client_ip, request_id, credential, now)
             )
+
+    def _report(self, scope: Scope, answer: _Answer, seconds: float, request_id: str) -> None:
+        method = scope["method"] if scope["method"] in _METHODS else "OTHER"
+        status = answer.status if answer.complete else _CLIENT_CLOSED
+        client = scope.get("client")
+        client_ip = client[0] if client else ""
+        credential = _credential_id(scope)
+        self.report(
+            method, route_template(scope), status, seconds, answer.body_bytes, client_ip, request_id, credential
+        )
 
 
 class _Answer:
@@ -201,9 +223,9 @@ def with_cors(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
     if not origins:
         return app
     return CORSMiddleware(
-        app,
+        _answering_errors(app),
         allow_origins=list(origins),
-        allow_methods=["GET", "POST", "DELETE"],
+        allow_methods=["GET", "POST", "PATCH", "DELETE"],
         allow_headers=[
             "Authorization", "Content-Encoding", "Content-Type", "Idempotency-Key", "Prefer", "X-API-Key",
             "X-Request-Id",
@@ -214,3 +236,26 @@ def with_cors(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
         ],
         max_age=600,
     )  # fmt: skip
+
+
+def _answering_errors(app: ASGIApp) -> ASGIApp:
+    """`app` with our errors answered as problems inside of CORS: a browser shows no page an answer without its headers.
+    Of the raw ASGI routes they would pass through it to RequestMiddleware."""
+
+    async def answering(scope: Scope, receive: Receive, send: Send) -> None:
+        begun = False
+
+        async def watched(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await app(scope, receive, watched)
+        except SensorkeepError as error:
+            if begun or scope["type"] != "http":
+                raise
+            report_problem(error)
+            await send_problem(send, error, scope["state"]["request_id"])
+
+    return answering
