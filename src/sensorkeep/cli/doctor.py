@@ -84,7 +84,7 @@ def _stores(config: Config) -> Iterator[Finding]:
         yield "data", "error", error.detail
         return
     try:
-        for name, check in application.checks().items():
+        for name, check in application.checks.by_name().items():
             yield _store(name, check)
         _, all_time = application.ledger.accounting()
         known = all_time.stored + all_time.updated + all_time.duplicate + all_time.quarantined + all_time.pending

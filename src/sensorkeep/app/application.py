@@ -1,39 +1,37 @@
-"""The composition root: from the settings to a running system. The only file that names a concrete backend."""
+"""From the settings to a running system in one process."""
 
 from __future__ import annotations
 
 import asyncio
-import shutil
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any, cast
 from zoneinfo import ZoneInfo
 
 import structlog
 from fastapi import APIRouter, FastAPI
-from pydantic import SecretStr
 from starlette.routing import WebSocketRoute
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from sensorkeep import __version__
-from sensorkeep.auth.administration import Administration, ensure_admin
+from sensorkeep.app.accounts import auth_settings
+from sensorkeep.app.backends import open_backends
+from sensorkeep.app.checks import Checks
+from sensorkeep.auth.administration import ensure_admin
 from sensorkeep.auth.http import Requires, auth_router
-from sensorkeep.auth.setup import AuthSettings, open_auth
+from sensorkeep.auth.setup import open_auth
 from sensorkeep.catalog.accounts import CatalogAccounts
-from sensorkeep.catalog.database import Database, open_database
 from sensorkeep.catalog.idempotency import CatalogIdempotencyKeys
 from sensorkeep.catalog.inventory import CatalogInventory
 from sensorkeep.catalog.latest import CatalogLatestReadings
 from sensorkeep.catalog.ledger import CatalogLedger
 from sensorkeep.catalog.registry import CatalogRegistry
-from sensorkeep.clock import MICROSECONDS, Clock, IdSource, LocalTime, SystemClock
+from sensorkeep.clock import Clock, IdSource, LocalTime, SystemClock
 from sensorkeep.config import Config
 from sensorkeep.data_dir import DataDir
 from sensorkeep.decode.handoff import Handoff
-from sensorkeep.errors import BadConfig, SensorkeepError, Unavailable
+from sensorkeep.errors import Unavailable
 from sensorkeep.ingest.accept import Acceptor, IngestSettings
 from sensorkeep.ingest.announce import Announcer, SettledWaiters
 from sensorkeep.ingest.batches import batches_router
@@ -41,23 +39,15 @@ from sensorkeep.ingest.express import ExpressLane
 from sensorkeep.ingest.gather import Gatherer
 from sensorkeep.ingest.http import AsgiApp, IngestRoutes
 from sensorkeep.ingest.openapi import document_ingest
-from sensorkeep.limits import DISK_FREE_BYTES_MIN, HANDOFF_BYTES_MAX, START_CATCH_UP_SECONDS_MAX, UPKEEP_SECONDS
+from sensorkeep.limits import HANDOFF_BYTES_MAX, START_CATCH_UP_SECONDS_MAX, UPKEEP_SECONDS
 from sensorkeep.live.hub import Hub
 from sensorkeep.live.messages import encode_batch
 from sensorkeep.live.websocket import LiveEndpoint
 from sensorkeep.metrics import Metrics
-from sensorkeep.object_store.base import ObjectStore
-from sensorkeep.object_store.filesystem import FilesystemObjectStore
-from sensorkeep.pubsub.base import PubSub
-from sensorkeep.pubsub.memory import MemoryPubSub
 from sensorkeep.query.http import query_router
 from sensorkeep.query.service import QueryService
-from sensorkeep.queue.base import ClaimQueue
-from sensorkeep.queue.sqlite import SqliteClaimQueue
-from sensorkeep.tsdb.base import TimeSeriesStore
-from sensorkeep.tsdb.duckdb import DuckDBStore
 from sensorkeep.web.docs import install_docs
-from sensorkeep.web.health import Check, Figures, HealthMonitor
+from sensorkeep.web.health import HealthMonitor
 from sensorkeep.web.logs import Access
 from sensorkeep.web.middleware import EXPRESS_HEADERS, RequestMiddleware, with_cors
 from sensorkeep.web.operations import health_router, metrics_router
@@ -67,68 +57,6 @@ from sensorkeep.worker.load import Loader
 from sensorkeep.worker.loop import Worker, WorkerSettings
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Backends:
-    """The concrete backends, opened."""
-
-    object_store: ObjectStore
-    queue: ClaimQueue
-    store: TimeSeriesStore
-    database: Database
-    pubsub: PubSub
-
-
-def open_backends(config: Config, data_dir: DataDir, clock: Clock) -> Backends:
-    """Open what the URLs of the settings name. Raises BadConfig, Corrupt, DataDirInUse, Unavailable."""
-    return Backends(
-        object_store=FilesystemObjectStore(_path(config, "object_store_url", "file", data_dir / "payloads")),
-        queue=SqliteClaimQueue(_path(config, "queue_url", "sqlite", data_dir / "queue.sqlite"), clock),
-        store=DuckDBStore(
-            _path(config, "tsdb_url", "duckdb", data_dir / "readings.duckdb"),
-            clock=clock,
-            raw_retention_days=config.raw_retention_days,
-            memory_limit_bytes=config.tsdb_memory_bytes,
-            threads=config.tsdb_threads,
-        ),
-        database=open_database(f"sqlite:///{_path(config, 'catalog_url', 'sqlite', data_dir / 'catalog.sqlite')}"),
-        pubsub=_pubsub(config.pubsub_url),
-    )
-
-
-def _path(config: Config, setting: str, scheme: str, default: Path) -> Path:
-    """The path of an embedded backend's URL, or the default in the data directory."""
-    url: str = getattr(config, setting)
-    if not url:
-        return default
-    prefix = scheme + "://"
-    if not url.startswith(prefix) or len(url) == len(prefix):
-        name = f"SENSORKEEP_{setting.upper()}"
-        raise BadConfig(f"{name}: that kind of URL is not served here; use {prefix}/path, or leave it empty")
-    path = url.removeprefix(prefix)
-    return Path("/" + path.lstrip("/") if path.startswith("/") else path)
-
-
-def _pubsub(url: str) -> PubSub:
-    if url != "memory://":
-        raise BadConfig("SENSORKEEP_PUBSUB_URL: only memory:// is served here")
-    return MemoryPubSub()
-
-
-@contextmanager
-def open_administration(config: Config) -> Iterator[Administration]:
-    """Users and keys alone, for the command line; works beside a running server. Raises BadConfig, Unavailable."""
-    path = _path(config, "catalog_url", "sqlite", config.data_dir.resolve() / "catalog.sqlite")
-    if not path.parent.is_dir():
-        raise BadConfig(f"there is no data directory {path.parent}; name it with SENSORKEEP_DATA_DIR or --data-dir")
-    clock = SystemClock()
-    database = open_database(f"sqlite:///{path}")
-    try:
-        accounts, registry = CatalogAccounts(database, clock), CatalogRegistry(database)
-        yield open_auth(accounts, registry, clock, IdSource(clock), auth_settings(config)).administration
-    finally:
-        database.close()
 
 
 class Application:
@@ -153,6 +81,15 @@ class Application:
         self.acceptor = self._make_acceptor()
         self.worker = self._make_worker()
         self._worker_thread = threading.Thread(target=self.worker.run, name="worker", daemon=True)
+        self.checks = Checks(
+            backends=self.backends,
+            ledger=self.ledger,
+            worker=self.worker,
+            worker_has_ended=lambda: self._worker_thread.ident is not None and not self._worker_thread.is_alive(),
+            metrics=self.metrics,
+            clock=self.clock,
+            data_dir=self.data_dir.path,
+        )
         self._upkeep_stop = threading.Event()
         self._upkeep_thread = threading.Thread(target=self._upkeep, name="upkeep", daemon=True)
         self.hub = Hub(self.backends.pubsub, self.metrics)
@@ -192,6 +129,23 @@ class Application:
 
     def asgi(self, access_log: Callable[[Access], None] | None = None) -> AsgiApp:
         """The ASGI application. Requests are served between its lifespan's startup and shutdown."""
+        api = self._api()
+        live = LiveEndpoint(self.hub, self.auth.gate, self.auth.tickets)
+        api.router.routes.append(WebSocketRoute("/ws/sensor_updates", live))
+        self._ingest = self._ingest_routes(api)
+        inner: AsgiApp = self._ingest
+        if self.config.cors_origins:
+            inner = with_cors(inner, self.config.cors_origins)
+        proxied = cast(AsgiApp, ProxyHeadersMiddleware(cast(Any, inner), list(self.config.trusted_proxies)))
+        shell = RequestMiddleware(proxied, self.metrics, self.clock, self.ids, access_log)
+        shell.express = self._express_lane(shell)
+        return shell
+
+    def openapi(self) -> dict[str, Any]:
+        """The OpenAPI document."""
+        return self._api().openapi()
+
+    def _api(self) -> FastAPI:
         api = FastAPI(
             title="Sensorkeep",
             version=__version__,
@@ -204,81 +158,13 @@ class Application:
             api.include_router(router, prefix="/api/v1")
         api.include_router(
             metrics_router(
-                self.metrics, self.auth.gate, refresh=self.refresh_gauges, open_to_all=self.config.metrics_open
+                self.metrics, self.auth.gate, refresh=self.checks.refresh_gauges, open_to_all=self.config.metrics_open
             )
         )
         document_ingest(api)
         install_docs(api)
         install_problem_handlers(api)
-        live = LiveEndpoint(self.hub, self.auth.gate, self.auth.tickets)
-        api.router.routes.append(WebSocketRoute("/ws/sensor_updates", live))
-        self._ingest = self._ingest_routes(api)
-        inner: AsgiApp = self._ingest
-        if self.config.cors_origins:
-            inner = with_cors(inner, self.config.cors_origins)
-        proxied = cast(AsgiApp, ProxyHeadersMiddleware(cast(Any, inner), list(self.config.trusted_proxies)))
-        shell = RequestMiddleware(proxied, self.metrics, self.clock, self.ids, access_log)
-        shell.express = self._express_lane(shell)
-        return shell
-
-    def checks(self) -> dict[str, Check]:
-        """How each dependency proves that it works."""
-        backends = self.backends
-        return {
-            "object_store": backends.object_store.check,
-            "queue": self._check_queue,
-            "tsdb": self._check_store,
-            "catalog": backends.database.check,
-            "pubsub": backends.pubsub.check,
-            "worker": self._check_worker,
-            "disk": self._check_disk,
-        }
-
-    def refresh_gauges(self) -> None:
-        """Bring the gauges up to date that nobody else does. Blocking."""
-        depth = self.backends.queue.depth()
-        self.metrics.queue_depth.set(depth.claims)
-        age_us = 0 if depth.oldest_us is None else max(0, self.clock.now_us() - depth.oldest_us)
-        self.metrics.queue_oldest_seconds.set(age_us / MICROSECONDS)
-        self.metrics.readings_pending.set(self.ledger.accounting()[1].pending)
-        self.metrics.disk_free_bytes.set(shutil.disk_usage(self.data_dir.path).free)
-        for part, size in self._disk_use().items():
-            self.metrics.disk_bytes.labels(part).set(size)
-
-    def _check_queue(self) -> Figures:
-        self.backends.queue.check()
-        depth = self.backends.queue.depth()
-        oldest_us = self.clock.now_us() if depth.oldest_us is None else depth.oldest_us
-        return {"claims": depth.claims, "lag_seconds": max(0, self.clock.now_us() - oldest_us) / MICROSECONDS}
-
-    def _check_store(self) -> Figures:
-        status = self.backends.store.status()
-        return {
-            "disk_bytes": status.disk_bytes,
-            "raw_readings": status.raw_readings,
-            "staged_readings": status.staged_readings,
-        }
-
-    def _check_worker(self) -> Figures:
-        if self.worker.stopped_because is not None:
-            raise SensorkeepError(f"the worker stopped: {self.worker.stopped_because}; the log has the details")
-        if self._worker_thread.ident is not None and not self._worker_thread.is_alive():
-            raise SensorkeepError("the worker has ended; restart the server")
-        return {"pending_readings": self.ledger.accounting()[1].pending}
-
-    def _check_disk(self) -> Figures:
-        free = shutil.disk_usage(self.data_dir.path).free
-        if free < DISK_FREE_BYTES_MIN:
-            raise Unavailable(f"only {free} bytes are free on the disk of the data directory", code="disk_full")
-        return {"free_bytes": free}
-
-    def _disk_use(self) -> dict[str, int]:
-        """Bytes of the database files by what they are; the payload archive is not walked."""
-        names = {"queue": "queue.sqlite", "catalog": "catalog.sqlite", "tsdb": "readings.duckdb"}
-        return {
-            part: sum(file.stat().st_size for file in self.data_dir.path.glob(name + "*") if file.is_file())
-            for part, name in names.items()
-        }
+        return api
 
     @asynccontextmanager
     async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
@@ -364,7 +250,7 @@ class Application:
             display_timezone=ZoneInfo(self.config.display_timezone),
             raw_retention_days=self.config.raw_retention_days,
         )
-        monitor = HealthMonitor(self.checks(), ("object_store", "queue", "catalog"), self.clock)
+        monitor = HealthMonitor(self.checks.by_name(), ("object_store", "queue", "catalog"), self.clock)
         return [
             batches_router(
                 ledger=self.ledger, registry=self.registry, acceptor=self.acceptor, clock=self.clock, requires=requires
@@ -399,21 +285,3 @@ class Application:
             clock=self.clock,
             display_time=LocalTime(ZoneInfo(self.config.display_timezone)),
         )
-
-
-def auth_settings(config: Config) -> AuthSettings:
-    """What auth needs of the settings."""
-
-    def text(secret: SecretStr | None) -> str | None:
-        return None if secret is None else secret.get_secret_value()
-
-    return AuthSettings(
-        demo=config.demo,
-        secret_key=text(config.secret_key),
-        api_key=text(config.api_key),
-        api_key_ws=text(config.api_key_ws),
-        access_token_seconds=config.access_token_seconds,
-        refresh_token_seconds=config.refresh_token_seconds,
-        requests_per_minute=config.rate_limit_per_minute,
-        max_ws_connections=config.max_ws_connections_per_key,
-    )

@@ -1,0 +1,51 @@
+"""Users and keys: what auth needs of the settings, and the way to it for the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pydantic import SecretStr
+
+from sensorkeep.app.backends import embedded_path
+from sensorkeep.auth.administration import Administration
+from sensorkeep.auth.setup import AuthSettings, open_auth
+from sensorkeep.catalog.accounts import CatalogAccounts
+from sensorkeep.catalog.database import open_database
+from sensorkeep.catalog.registry import CatalogRegistry
+from sensorkeep.clock import IdSource, SystemClock
+from sensorkeep.config import Config
+from sensorkeep.errors import BadConfig
+
+
+@contextmanager
+def open_administration(config: Config) -> Iterator[Administration]:
+    """Users and keys alone, for the command line; works beside a running server. Raises BadConfig, Unavailable."""
+    path = embedded_path(config, "catalog_url", "sqlite", config.data_dir.resolve() / "catalog.sqlite")
+    if not path.parent.is_dir():
+        raise BadConfig(f"there is no data directory {path.parent}; name it with SENSORKEEP_DATA_DIR or --data-dir")
+    clock = SystemClock()
+    database = open_database(f"sqlite:///{path}")
+    try:
+        accounts, registry = CatalogAccounts(database, clock), CatalogRegistry(database)
+        yield open_auth(accounts, registry, clock, IdSource(clock), auth_settings(config)).administration
+    finally:
+        database.close()
+
+
+def auth_settings(config: Config) -> AuthSettings:
+    """What auth needs of the settings."""
+
+    def text(secret: SecretStr | None) -> str | None:
+        return None if secret is None else secret.get_secret_value()
+
+    return AuthSettings(
+        demo=config.demo,
+        secret_key=text(config.secret_key),
+        api_key=text(config.api_key),
+        api_key_ws=text(config.api_key_ws),
+        access_token_seconds=config.access_token_seconds,
+        refresh_token_seconds=config.refresh_token_seconds,
+        requests_per_minute=config.rate_limit_per_minute,
+        max_ws_connections=config.max_ws_connections_per_key,
+    )
