@@ -44,7 +44,7 @@ OBJECT_PART_BYTES = 256 * KIB
 """Readings of a long equipment object decoded at once."""
 DECODE_ROWS_HELD = 256
 """Decoded readings held before their fields are noted: few enough for the processor's cache."""
-DECODE_ROWS_PER_CHUNK = 16_000
+DECODE_ROWS_PER_CHUNK = 8_000
 """Readings turned into columns at once, at most: more cost memory and gain nothing."""
 DECODE_BYTES_PER_CHUNK = 8 * MIB
 """JSON after which readings are turned into columns however few they are. Until then it is kept, in case some of it
@@ -52,8 +52,8 @@ has to be read again."""
 DECODE_SKIM_BYTES_MIN = 4 * KIB
 """An equipment object shorter than this is decoded with all its descriptions at once: it has few readings, and those
 of the last one of each sensor are needed."""
-DESCRIPTIONS_REMEMBERED = 10_000
-"""Descriptions of sensors, and as many of equipment, kept from one bulk request to the next; some 10 MB each."""
+DESCRIPTIONS_REMEMBERED = 20_000
+"""Descriptions of sensors, and as many of equipment, kept from one bulk request to the next; some 20 MB each."""
 DESCRIPTION_REMEMBERED_CHARS_MAX = 400
 """Longer descriptions are not kept so."""
 ERRORS_REPORTED_MAX = 20

@@ -30,10 +30,10 @@ from sensorkeep.tsdb.duckdb.statements import day_table, statement
 
 RollupTable = Literal["hourly", "daily"]
 
-_REDO_PAUSE = {"hourly": 9.0, "daily": 4.0}
+_REDO_PAUSE = {"hourly": 19.0, "daily": 9.0}
 """Pause after redoing a day's changed buckets, as a multiple of the time it took: under load, late readings touch every
 day of the last three again and again, and redoing them at once would cost more than all the rest. Reads are exact
-meanwhile; they compute changed buckets from raw."""
+meanwhile; they compute changed buckets from raw. Where nothing was written since, there is no pause."""
 
 _SETTLED_ROWS_MIN = {"hourly": 122_880, "daily": 30_000}
 """Rows moved to a settled table at once: a row group of hours; of days less, because their grids are wide."""
@@ -55,6 +55,7 @@ class Maintenance:
         self._clock = clock
         self._raw_retention_days = raw_retention_days
         self._redo_not_before = {"hourly": 0.0, "daily": 0.0}
+        self._redo_write_us: dict[RollupTable, int | None] = {"hourly": None, "daily": None}
         self._redone: dict[RollupTable, dict[int, int]] = {"hourly": {}, "daily": {}}
         self._rounds = 0
         self._pruned_us: int | None = None
@@ -112,7 +113,8 @@ class Maintenance:
         """Compute the changed buckets of one day anew: of day `only`, else of the day whose turn it is."""
         dirty = state.hourly_dirty if table == "hourly" else state.daily_dirty
         began = self._clock.monotonic()
-        if not dirty or (only is None and began < self._redo_not_before[table]):
+        written = state.marks.last_write_us != self._redo_write_us[table]
+        if not dirty or (only is None and written and began < self._redo_not_before[table]):
             return
         turns = self._redone[table]
         day = min(dirty, key=lambda d: (turns.get(d, -1), d)) if only is None else only
@@ -120,6 +122,7 @@ class Maintenance:
         turns[day] = self._rounds
         with self._begin() as transaction:
             _redo_slice(transaction, table, day)
+        self._redo_write_us[table] = state.marks.last_write_us
         self._redo_not_before[table] = began + (self._clock.monotonic() - began) * (1 + _REDO_PAUSE[table])
         self._redone[table] = {d: turn for d, turn in turns.items() if d in dirty}
 
@@ -156,14 +159,21 @@ class Maintenance:
                 continue
             if day in state.hourly_dirty:
                 self._redo(state, "hourly", day)
-            elif day in state.daily_dirty:
+                return
+            if day in state.daily_dirty:
                 self._redo(state, "daily", day)
-            else:
-                with self._begin() as transaction:
-                    if not _has_staged(transaction, day):
-                        transaction.connection.execute(statement("drop_day", day=day_table(day)))
-                        transaction.draft.days[day] = replace(transaction.draft.days[day], state="sealed")
-            return
+                return
+            if self._drop(day):
+                return
+
+    def _drop(self, day: int) -> bool:
+        """Drop the raw of `day`, unless late readings wait to meet it."""
+        with self._begin() as transaction:
+            if _has_staged(transaction, day):
+                return False
+            transaction.connection.execute(statement("drop_day", day=day_table(day)))
+            transaction.draft.days[day] = replace(transaction.draft.days[day], state="sealed")
+        return True
 
     def _prune(self, now_us: int) -> None:
         if self._pruned_us is not None and now_us - self._pruned_us < _PRUNE_SECONDS * MICROSECONDS:

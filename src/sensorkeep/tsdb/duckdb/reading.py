@@ -58,6 +58,7 @@ BUCKET_SCHEMA = _schema("active_periods", "grid")
 
 _PERIOD_US = {"hour": HOUR_US, "day": DAY_US}
 _ROLLUP = {"hour": "hourly", "day": "daily"}
+_READINGS_OF_DIRTY = {"hour": "readings_of_hours", "day": "readings_of_wanted"}
 _FEW_SENSORS = 64
 """Up to so many sensors a list is searched for each row; more are joined."""
 _ROWS_MAX = 2**62
@@ -106,7 +107,7 @@ class Snapshot:
             if limit <= 0:
                 break
             parameters = {"start_us": start_us, "end_us": end_us, "after_place": after_place, "limit": limit}
-            page = self._arrow("read_raw", parameters, source=self._of_sensors(day_table(day)))
+            page = self._arrow("read_raw", parameters, source=self._of_sensors(day_table(day), placed=True))
             limit -= page.num_rows
             pages.append(self._with_sensor(page).select(_RAW_SCHEMA.names).cast(_RAW_SCHEMA))
         return pa.concat_tables(pages).unify_dictionaries() if pages else _RAW_SCHEMA.empty_table()
@@ -155,12 +156,12 @@ class Snapshot:
         table = _ROLLUP[period]
         settled_us = self._marks.hourly_settled_until_us if period == "hour" else self._marks.daily_settled_until_us
         both = settled_us is not None and start_us < settled_us
-        source = self._of_sensors(f"(FROM {table} UNION ALL FROM {table}_settled)" if both else table)
+        tables = f"(FROM {table} UNION ALL FROM {table}_settled)" if both else table
         name = f"{table}_buckets" if schema is BUCKET_SCHEMA else f"{table}_buckets_with_grid"
         parameters = {"start_us": start_us, "end_us": end_us}
         if (end_us - start_us) // _PERIOD_US[period] * len(self._series) <= limit:
-            return self._rows(name, schema, parameters, source=source)
-        buckets = statement(name, source=source)
+            return self._rows(name, schema, parameters, source=self._of_sensors(tables))
+        buckets = statement(name, source=self._of_sensors(tables, placed=True))
         return self._rows("first_buckets", schema, parameters | {"limit": limit}, buckets=buckets)
 
     def _dirty(self, period: Period, start_us: int, end_us: int) -> pa.Table:
@@ -179,11 +180,12 @@ class Snapshot:
             if day * DAY_US >= end_us:
                 continue
             of_day = time_us // DAY_US == day
-            hours = pa.array(time_us[of_day] % DAY_US // HOUR_US)
+            starts = time_us[of_day]
+            hours = pa.array(starts % DAY_US // HOUR_US)
             wanted = pa.table({"series": dirty["series"].filter(pa.array(of_day)), "hour": hours})
-            source = statement("readings_of_hours" if period == "hour" else "readings_of_wanted", day=day_table(day))
+            source = statement(_READINGS_OF_DIRTY[period], day=day_table(day))
+            bounds = {"start_us": int(starts.min()), "end_us": int(starts.max()) + _PERIOD_US[period]}
             with registered(self._connection, {"wanted": wanted}):
-                bounds = {"start_us": day * DAY_US, "end_us": (day + 1) * DAY_US}
                 parts.append(self._from_raw(period, schema, day, source, bounds, asked=False))
         return parts
 
@@ -198,8 +200,10 @@ class Snapshot:
     def _readings_of_sensors(self, day: int) -> str:
         return statement("readings_of_sensors", source=self._of_sensors(day_table(day)))
 
-    def _of_sensors(self, table: str) -> str:
-        return statement("of_few" if self._few else "of_many", table=table)
+    def _of_sensors(self, table: str, *, placed: bool = False) -> str:
+        """The rows of `table` of the sensors asked for; `placed` with their places, to order by."""
+        few = "of_few_placed" if placed else "of_few"
+        return statement(few if self._few else "of_many", table=table)
 
     def _days_of(self, start_us: int, end_us: int) -> list[int]:
         return [day for day in self._days if start_us < (day + 1) * DAY_US and day * DAY_US < end_us]

@@ -125,6 +125,11 @@ class DuckDBStore:
         """The state of every day that has readings, by its number since 1970-01-01."""
         return {day.day: day.state for day in self._state.days.values()}
 
+    @property
+    def version(self) -> int:
+        """Number of the last committed transaction: it stands still while there is nothing to do."""
+        return self._state.version
+
     def close(self) -> None:
         """See TimeSeriesStore."""
         with self._writer:
