@@ -1,6 +1,6 @@
 """The settings: environment variables and an optional TOML file, validated into one frozen Config.
 
-Only app.py and the command line read it; every other part gets plain arguments.
+Only app/ and the command line read it; every other part gets plain arguments.
 """
 
 from __future__ import annotations

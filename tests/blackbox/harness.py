@@ -202,15 +202,15 @@ def running(data_dir: Path, **settings: object) -> Iterator[Server]:
         server.stop(signal.SIGKILL)
 
 
-def wait_until(condition: Callable[[], T | None], seconds: float = DEADLINE_SECONDS) -> T:
-    """The first true answer of `condition`; fails after `seconds`."""
+def wait_until(condition: Callable[[], T | None], seconds: float = DEADLINE_SECONDS, pause: float = 0.02) -> T:
+    """The first true answer of `condition`, asked every `pause` seconds; fails after `seconds`."""
     deadline = time.monotonic() + seconds
     while True:
         answer = condition()
         if answer:
             return answer
         assert time.monotonic() < deadline, "the condition did not become true in time"
-        time.sleep(0.02)
+        time.sleep(pause)
 
 
 def problem(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:

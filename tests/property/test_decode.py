@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import Any
 from zoneinfo import ZoneInfo
 
+import pyarrow as pa
 import pytest
 import zstandard
 from hypothesis import given, settings
@@ -399,7 +400,7 @@ def test_any_json_raises_only_our_errors_as_general_readings(objects: object) ->
 @given(texts=st.lists(times.filter(lambda t: t is None or isinstance(t, str)), max_size=20))
 @settings(max_examples=300, deadline=None)
 def test_a_column_of_times_equals_its_elements_one_by_one(texts: list[str | None]) -> None:
-    got, missing, bad = parse_times(texts, OPTIONS.naive_timezone)
+    got, missing, bad = parse_times(pa.array(texts, pa.string()), OPTIONS.naive_timezone)
     for i, text in enumerate(texts):
         expected = None if text is None else parse_time(text, OPTIONS.naive_timezone)
         assert missing[i] == (text is None)
