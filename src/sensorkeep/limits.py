@@ -45,8 +45,8 @@ OBJECT_PART_BYTES = 256 * KIB
 DECODE_ROWS_HELD = 256
 """Decoded readings held before their fields are noted: few enough for the processor's cache."""
 DECODE_ROWS_PER_CHUNK = 8_000
-"""Readings turned into columns at once, at most: more cost memory and gain nothing."""
-DECODE_BYTES_PER_CHUNK = 8 * MIB
+"""Readings and objects turned into columns at once, at most: more cost memory and gain nothing."""
+DECODE_BYTES_PER_CHUNK = 6 * MIB
 """JSON after which readings are turned into columns however few they are. Until then it is kept, in case some of it
 has to be read again."""
 DECODE_SKIM_BYTES_MIN = 4 * KIB

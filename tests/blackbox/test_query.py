@@ -230,7 +230,7 @@ def test_what_is_not_stored_yet_is_pending_and_complete_until_says_so(data_dir: 
         "/sensors/{}",
     ],
 )
-@pytest.mark.parametrize("unknown", [new_uuid(), "no-such-name", "no/such%20name"])
+@pytest.mark.parametrize("unknown", ["7b84ac17-e971-4c58-bc0b-000000000405", "no-such-name", "no/such%20name"])
 def test_what_is_unknown_is_a_404(server: Server, path: str, unknown: str) -> None:
     problem(server.client.get(path.format(unknown)), 404, "not_found")
 

@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sensorkeep.clock import to_us
-from sensorkeep.decode import esm, esm_parts, json_window
+from sensorkeep.decode import esm, esm_parts, esm_rows, json_window
 from sensorkeep.decode.esm import EsmBulkDecoder
 from sensorkeep.decode.gathered import decode_gathered
 from sensorkeep.decode.inflate import make_inflater
@@ -206,6 +206,8 @@ def bounds(size: str) -> Iterator[None]:
                 patch.setattr(module, "OBJECT_PART_BYTES", 64)
                 patch.setattr(module, "OBJECT_BUFFER_BYTES", 700)
             patch.setattr(esm, "DECODE_ROWS_PER_CHUNK", 3)
+            patch.setattr(esm, "DECODE_SKIM_BYTES_MIN", 0)
+            patch.setattr(esm_rows, "DECODE_ROWS_HELD", 2)
         yield
 
 
@@ -339,6 +341,17 @@ def test_decode_equals_a_plain_reading_of_the_rules_however_the_body_is_cut(
     assert got_rejected == rejected
     assert {s.uuid: s.equipment_uuid for s in batch.sensors} == {row[0]: row[1] for row in rows}
     assert batch.received == len(rows) + len(rejected)
+
+
+@given(body=bodies(), seed=st.integers(0, 2**32))
+@settings(max_examples=200, deadline=None)
+def test_skimming_an_object_gives_what_decoding_all_of_it_gives(body: bytes, seed: int) -> None:
+    whole = outcome(body)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(esm, "DECODE_SKIM_BYTES_MIN", 0)
+        patch.setattr(esm_rows, "DECODE_ROWS_HELD", 1 + seed % 9)
+        patch.setattr(esm, "DECODE_ROWS_PER_CHUNK", 1 + seed % 20)
+        assert outcome(body) == whole
 
 
 @both_bounds

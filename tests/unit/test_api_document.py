@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sensorkeep.app import Application
+from sensorkeep.app.application import Application
 from sensorkeep.config import load_config
 from sensorkeep.errors import PROBLEMS
 

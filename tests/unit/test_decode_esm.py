@@ -109,6 +109,39 @@ def test_the_last_description_of_a_sensor_wins() -> None:
 
 
 @pytest.mark.parametrize(
+    "tail",
+    [
+        [],
+        [reading(sensor_nome="void", timestamp="no time")],
+        [reading(sensor_nome="void", sensor_uuid="")],
+        [reading(sensor_nome="void", valor=None)] * 3,
+    ],
+)
+@pytest.mark.parametrize("unknown", ["x", '},{"sensor_uuid":"', "{", {"a": [{"b": "]}"}]}, [{}], "é\\"])
+@pytest.mark.parametrize("last", [{}, {"extra": [reading(sensor_nome="other list")]}])
+def test_of_a_long_object_too_the_description_in_the_last_usable_reading_wins(
+    tail: list[dict[str, Any]], unknown: object, last: dict[str, Any]
+) -> None:
+    usable = [reading(sensor_nome=f"name {i}", sensor_uuid=f"s{i % 3}", x=unknown) for i in range(200)]
+    item = {"equip_uuid": EQUIPMENT_UUID, "sensor": [*usable, *tail], **last}
+    batch = decode(json.dumps([item], ensure_ascii=False).encode())
+    assert [sensor.name for sensor in batch.sensors] == ["name 198", "name 199", "name 197"]
+    assert (batch.readings.num_rows, len(batch.rejections)) == (200, len(tail))
+    assert all(json.loads(item.excerpt or "")["sensor_nome"] == "void" for item in batch.rejections)
+
+
+def test_what_is_remembered_of_one_equipment_is_not_taken_for_another_that_is_equal_in_python() -> None:
+    siren = [decode(body_of(reading(), equip_sirene_ativa=value)).equipment[0].siren_active for value in (1, True, 1)]
+    assert siren == [None, True, None]
+
+
+def test_a_description_too_long_to_remember_is_the_same_each_time() -> None:
+    bodies = [body_of(reading(sensor_nome="n" * 900, sensor_modelo=model)) for model in ("a", "b", "a")]
+    described = [(decode(body).sensors[0].name, decode(body).sensors[0].model) for body in bodies]
+    assert described == [("n" * 500, "a"), ("n" * 500, "b"), ("n" * 500, "a")]
+
+
+@pytest.mark.parametrize(
     ("text", "utc"),
     [
         ("2026-03-28T12:00:00", "2026-03-28T11:00:00"),
@@ -226,6 +259,11 @@ def test_a_giant_object_without_identity_rejects_each_of_its_readings() -> None:
     assert batch.readings.num_rows == 0
     assert reasons(batch) == [(0, i, Reason.MISSING_EQUIPMENT) for i in range(20_000)]
     assert batch.sensors == ()
+
+
+def test_a_giant_object_without_identity_says_so_of_readings_whose_sensor_has_none_either() -> None:
+    batch = decode(body_of(*[reading(sensor_uuid=True), 7] * 15_000, equip_uuid=None))
+    assert reasons(batch)[:2] == [(0, 0, Reason.MISSING_EQUIPMENT), (0, 1, Reason.BAD_READING)]
 
 
 def test_of_a_repeated_sensor_list_the_last_counts_in_a_giant_object_too() -> None:

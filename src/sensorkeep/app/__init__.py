@@ -1,6 +1,1 @@
-"""The composition root: the only folder that names a concrete backend (`backends.py`)."""
-
-from sensorkeep.app.accounts import open_administration
-from sensorkeep.app.application import Application
-
-__all__ = ["Application", "open_administration"]
+"""The composition root: from the settings to a running system. Only `backends.py` here names a concrete backend."""

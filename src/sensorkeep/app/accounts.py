@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from pydantic import SecretStr
 
-from sensorkeep.app.backends import embedded_path
+from sensorkeep.app.urls import embedded_path
 from sensorkeep.auth.administration import Administration
 from sensorkeep.auth.setup import AuthSettings, open_auth
 from sensorkeep.catalog.accounts import CatalogAccounts

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
+from sensorkeep.app.urls import embedded_path
 from sensorkeep.catalog.database import Database, open_database
 from sensorkeep.clock import Clock
 from sensorkeep.config import Config
@@ -48,19 +48,6 @@ def open_backends(config: Config, data_dir: DataDir, clock: Clock) -> Backends:
         ),
         pubsub=_pubsub(config.pubsub_url),
     )
-
-
-def embedded_path(config: Config, setting: str, scheme: str, default: Path) -> Path:
-    """The path of an embedded backend's URL, or the default in the data directory."""
-    url: str = getattr(config, setting)
-    if not url:
-        return default
-    prefix = scheme + "://"
-    if not url.startswith(prefix) or len(url) == len(prefix):
-        name = f"SENSORKEEP_{setting.upper()}"
-        raise BadConfig(f"{name}: that kind of URL is not served here; use {prefix}/path, or leave it empty")
-    path = url.removeprefix(prefix)
-    return Path("/" + path.lstrip("/") if path.startswith("/") else path)
 
 
 def _pubsub(url: str) -> PubSub:

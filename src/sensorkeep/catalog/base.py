@@ -153,9 +153,15 @@ class BatchLedger(Protocol):
         ...
 
     def quarantine(
-        self, batch_id: str | None, reason: str | None, limit: int, before_id: int | None = None
+        self,
+        batch_id: str | None,
+        reason: str | None,
+        limit: int,
+        before_id: int | None = None,
+        *,
+        oldest_first: bool = False,
     ) -> list[QuarantinedReading]:
-        """Readings set aside, newest first; `before_id` continues."""
+        """Readings set aside, newest first; `before_id` continues. `oldest_first` gives the first ones instead."""
         ...
 
     def accounting(self) -> tuple[Accounting, Accounting]:

@@ -171,11 +171,17 @@ class CatalogLedger:
             return [_batch(row) for row in connection.execute(statement)]
 
     def quarantine(
-        self, batch_id: str | None, reason: str | None, limit: int, before_id: int | None = None
+        self,
+        batch_id: str | None,
+        reason: str | None,
+        limit: int,
+        before_id: int | None = None,
+        *,
+        oldest_first: bool = False,
     ) -> list[QuarantinedReading]:
         self._enter_held()
         with self._database.read() as connection:
-            return list_quarantined(connection, batch_id, reason, limit, before_id)
+            return list_quarantined(connection, batch_id, reason, limit, before_id, oldest_first=oldest_first)
 
     def accounting(self) -> tuple[Accounting, Accounting]:
         self._enter_held()

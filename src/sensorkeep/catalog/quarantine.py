@@ -63,9 +63,15 @@ class QuarantineRows:
 
 
 def list_quarantined(
-    connection: sa.Connection, batch_id: str | None, reason: str | None, limit: int, before_id: int | None
+    connection: sa.Connection,
+    batch_id: str | None,
+    reason: str | None,
+    limit: int,
+    before_id: int | None,
+    *,
+    oldest_first: bool,
 ) -> list[QuarantinedReading]:
-    """Readings set aside, newest first; those of one batch or reason where it is given."""
+    """Readings set aside, newest first unless `oldest_first`; those of one batch or reason where it is given."""
     statement = sa.select(quarantine).where(quarantine.c.replaying.is_(False))
     if batch_id is not None:
         statement = statement.where(quarantine.c.batch_id == batch_id)
@@ -75,6 +81,7 @@ def list_quarantined(
         statement = statement.where(wanted == reason)
     if before_id is not None:
         statement = statement.where(quarantine.c.id < before_id)
+    order = quarantine.c.id.asc() if oldest_first else quarantine.c.id.desc()
     return [
         QuarantinedReading(
             id=row.id,
@@ -85,7 +92,7 @@ def list_quarantined(
             excerpt=row.excerpt,
             quarantined_us=row.quarantined_us,
         )
-        for row in connection.execute(statement.order_by(quarantine.c.id.desc()).limit(limit))
+        for row in connection.execute(statement.order_by(order).limit(limit))
     ]
 
 

@@ -70,7 +70,7 @@ def _is_served(host: str, port: int) -> bool:
 
 def _stores(config: Config) -> Iterator[Finding]:
     """Open every store and ask it to prove itself; where a server has them open, it is asked by /health instead."""
-    from sensorkeep.app import Application
+    from sensorkeep.app.application import Application
 
     if not config.data_dir.exists():
         yield "data", "ok", f"{config.data_dir} does not exist yet; the first start makes it"

@@ -28,7 +28,7 @@ ACTOR = Actor("cli", "local")
 
 @contextmanager
 def _administration(data_dir: Path | None) -> Iterator[tuple[Administration, Output]]:
-    from sensorkeep.app import open_administration
+    from sensorkeep.app.accounts import open_administration
 
     output = Output()
     with output.reporting_errors(), open_administration(load_config(data_dir=data_dir)) as administration:

@@ -19,7 +19,7 @@ from sensorkeep.errors import BadConfig
 from sensorkeep.limits import FIRST_KEY_SECONDS, HTTP_HEADER_SECONDS_MAX, SHUTDOWN_SECONDS_MAX
 
 if TYPE_CHECKING:
-    from sensorkeep.app import Application
+    from sensorkeep.app.application import Application
 
 LOCAL_ACTOR = Actor("cli", "local")
 
@@ -41,7 +41,7 @@ def serve(config: Config) -> None:
     """Serve until SIGTERM or SIGINT, then answer what is in flight and close. Raises what the start can raise."""
     import uvicorn
 
-    from sensorkeep.app import Application
+    from sensorkeep.app.application import Application
     from sensorkeep.live.protocol import uvicorn_settings
     from sensorkeep.web.logs import configure_logging
     from sensorkeep.web.protocol import ExpressHttpProtocol

@@ -10,6 +10,9 @@ import numpy.typing as npt
 ArrowArray: TypeAlias = Any
 """pa.Array of the type that the name or the docstring tells; the library's generic types cannot follow the casts."""
 
+Column: TypeAlias = Any
+"""The values of a column: an ArrowArray of strings or of float64, or a list of any scalars."""
+
 
 def text_offsets(column: ArrowArray) -> npt.NDArray[np.int32]:
     """The n + 1 offsets into `text_bytes` of a string array that is not a slice."""

@@ -8,21 +8,33 @@ wrong it is found by the JSON decoder.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Set
+from collections.abc import Callable, Sequence, Set
 from functools import partial
 
 import msgspec
 
 from sensorkeep.decode.esm_columns import EsmColumns
-from sensorkeep.decode.esm_fields import EsmEquipment, EsmReading, decode_equipment, read_equipment
-from sensorkeep.decode.esm_rows import ReadAgain, Stretch
+from sensorkeep.decode.esm_fields import (
+    EquipmentFields,
+    EsmMeasurement,
+    MeasuredEquipment,
+    SlimReading,
+    as_list,
+    decode_equipment,
+    decode_last_readings,
+    decode_measured_equipment,
+    decode_slim_equipment,
+    read_equipment,
+)
 from sensorkeep.decode.esm_parts import EquipmentInParts
+from sensorkeep.decode.esm_rows import ReadLast, Stretch, last_of
 from sensorkeep.decode.json_window import JsonWindow, malformed
 from sensorkeep.decode.options import DecodeOptions
 from sensorkeep.errors import InvalidInput, LimitExceeded
 from sensorkeep.limits import (
     DECODE_BYTES_PER_CHUNK,
     DECODE_ROWS_PER_CHUNK,
+    DECODE_SKIM_BYTES_MIN,
     OBJECT_BUFFER_BYTES,
     OBJECT_PART_BYTES,
 )
@@ -46,10 +58,11 @@ class EsmBulkDecoder:
         self._window = JsonWindow()
         self._columns = EsmColumns(options, only)
         self._step: Callable[[], bool] = self._begin
+        self._slim = True  # as far as is known
         self._objects = 0
         self._readings = 0
         self._parts: EquipmentInParts | None = None
-        self._flushed_readings = 0  # at the last conversion to columns
+        self._flushed_rows = 0  # readings and objects at the last conversion to columns
         self._flushed_at = 0  # byte offset then
         self._guess = 0  # byte offset after a `]}`
         self._searched = 0  # byte offset before which there is no further one
@@ -149,13 +162,30 @@ class EsmBulkDecoder:
         end = self._next_guess()
         if end < 0:
             return False
-        with memoryview(window.data) as whole, whole[window.pos : end] as content:
+        data, start = window.data, window.pos
+        with memoryview(data) as whole, whole[start:end] as content:
+            if end - start >= DECODE_SKIM_BYTES_MIN and self._columns.sensors_repeat:
+                measured = self._skim(content)
+                if measured is not None:
+                    self._take(end, measured, measured.readings, partial(decode_last_readings, data, start, end))
+                    return True
             try:
                 fields = decode_equipment(content)
             except (msgspec.DecodeError, RecursionError):
                 return False
-        self._take(end, fields, _readings_of(fields), partial(_read_again, window.data, window.pos, end))
+        readings = as_list(fields.readings)
+        self._take(end, fields, readings, partial(last_of, readings))
         return True
+
+    def _skim(self, content: memoryview) -> MeasuredEquipment | None:
+        """The object without what describes its sensors, mostly the same as before; None where it has another form."""
+        usual = (decode_slim_equipment, decode_measured_equipment)
+        for decode in usual if self._slim else usual[1:]:
+            try:
+                return decode(content)
+            except (msgspec.DecodeError, RecursionError):
+                self._slim = False
+        return None
 
     def _next_guess(self) -> int:
         """Index after the next `]}` within the longest object; -1 where there is none. No byte is searched twice."""
@@ -187,38 +217,36 @@ class EsmBulkDecoder:
         with memoryview(window.data) as whole, whole[window.pos : end] as content:
             try:
                 fields = decode_equipment(content)
-                readings = _readings_of(fields)
+                readings = as_list(fields.readings)
             except msgspec.ValidationError:
                 fields, readings, bad = read_equipment(bytes(content))
             except RecursionError:
                 raise malformed("it is nested too deeply", window.base + window.pos) from None
-        self._take(end, fields, readings, lambda: readings, bad)
+        self._take(end, fields, readings, partial(last_of, readings), bad)
         return True
 
     def _take(
         self,
         end: int,
-        fields: EsmEquipment,
-        readings: list[EsmReading],
-        read_again: ReadAgain,
+        fields: EquipmentFields,
+        readings: Sequence[EsmMeasurement] | Sequence[SlimReading],
+        read_last: ReadLast,
         bad: dict[int, bytes] | None = None,
     ) -> None:
         self._count_object()
         self._count_readings(len(readings))
         equipment = self._columns.equipment(fields)
-        self._columns.add(Stretch(self._objects - 1, equipment, 0, len(readings), read_again, bad or {}), readings)
+        self._columns.add(Stretch(self._objects - 1, equipment, 0, len(readings), read_last, bad or {}), readings)
         self._window.pos = end
         self._flush_if_due()
         self._step = self._after_element
 
     def _flush_if_due(self) -> None:
         consumed = self._window.base + self._window.pos
-        if (
-            self._readings - self._flushed_readings >= DECODE_ROWS_PER_CHUNK
-            or consumed - self._flushed_at >= DECODE_BYTES_PER_CHUNK
-        ):
+        rows = self._readings + self._objects  # an object without readings takes memory too
+        if rows - self._flushed_rows >= DECODE_ROWS_PER_CHUNK or consumed - self._flushed_at >= DECODE_BYTES_PER_CHUNK:
             self._columns.flush()
-            self._flushed_readings, self._flushed_at = self._readings, consumed
+            self._flushed_rows, self._flushed_at = rows, consumed
 
     def _count_object(self) -> None:
         self._objects += 1
@@ -237,16 +265,3 @@ class EsmBulkDecoder:
     def _not_an_array(self, what: str) -> InvalidInput:
         position = self._window.base + self._window.pos
         return InvalidInput(f"{what} (byte {position})", code="not_an_array", extra={"position": position})
-
-
-def _read_again(data: bytes, start: int, end: int) -> list[EsmReading]:
-    with memoryview(data) as whole, whole[start:end] as content:
-        return _readings_of(decode_equipment(content))
-
-
-def _readings_of(fields: EsmEquipment) -> list[EsmReading]:
-    """The readings as a list. Old clients send a single one as an object."""
-    readings = fields.readings
-    if isinstance(readings, list):
-        return readings
-    return [] if readings is None else [readings]

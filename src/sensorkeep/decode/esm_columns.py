@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from array import array
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field
+from functools import partial
 
 import msgspec
 import numpy as np
@@ -11,15 +13,16 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sensorkeep.decode.arrow import ArrowArray
-from sensorkeep.decode.esm_fields import EsmEquipment, EsmReading, describe_equipment, describe_sensor, encode_reading
-from sensorkeep.decode.esm_rows import EsmRows, ReadAgain, Stretch
+from sensorkeep.decode.arrow import ArrowArray, Column
+from sensorkeep.decode.esm_descriptions import describe_equipment, describe_sensor
+from sensorkeep.decode.esm_fields import EquipmentFields, EsmMeasurement, EsmReading, SlimReading, encode_reading
+from sensorkeep.decode.esm_rows import EsmRows, Stretch, last_of
 from sensorkeep.decode.options import DecodeOptions
 from sensorkeep.decode.series import MISSING, UNUSABLE, SeriesIndex, StatusIndex, readings_batch
 from sensorkeep.decode.times import parse_times
 from sensorkeep.decode.values import limited, numbers, numbers_of_texts, numbers_or_texts, texts
 from sensorkeep.limits import EXCERPT_CHARS_MAX, EXCERPTS_KEPT_MAX, EXTERNAL_ID_CHARS_MAX
-from sensorkeep.model import READINGS_SCHEMA, DecodedBatch, Equipment, Reason, Rejections, Sensor, canonical_uuid
+from sensorkeep.model import READINGS_SCHEMA, DecodedBatch, Equipment, Reason, Rejections, Sensor
 
 Flags = npt.NDArray[np.bool_]
 Integers = npt.NDArray[np.int64]
@@ -35,6 +38,8 @@ class _Part:
     rejections: Rejections = field(default_factory=Rejections)
     sensors: dict[int, Sensor] = field(default_factory=dict)
     rows: int = 0
+    bad: array[int] = field(default_factory=lambda: array("I"))
+    """Of an open object: indexes of the elements that are no usable readings."""
 
 
 class EsmColumns:
@@ -55,16 +60,21 @@ class EsmColumns:
         self._open: _Part | None = None
         self._rows = EsmRows(self._series)
 
-    def equipment(self, fields: EsmEquipment) -> Equipment | None:
+    def equipment(self, fields: EquipmentFields) -> Equipment | None:
         """Enter the description of an equipment; None where it has no usable identity."""
         text = fields.equipment_id
         if type(text) is not str or not 0 < len(text) <= EXTERNAL_ID_CHARS_MAX:
             return None
-        equipment = describe_equipment(canonical_uuid(text), text, fields)
+        equipment = describe_equipment(text, fields)
         self._equipment[equipment.uuid] = equipment
         return equipment
 
-    def add(self, stretch: Stretch, readings: list[EsmReading]) -> None:
+    @property
+    def sensors_repeat(self) -> bool:
+        """Whether most of the latest readings were not the last ones of their sensor."""
+        return self._rows.sensors_repeat
+
+    def add(self, stretch: Stretch, readings: Sequence[EsmMeasurement] | Sequence[SlimReading]) -> None:
         """All readings of an equipment object."""
         self._rows.add(stretch, readings)
 
@@ -73,12 +83,12 @@ class EsmColumns:
         self.flush()
         self._open = _Part()
 
-    def add_part(
-        self, position: int, readings: list[EsmReading], bad: dict[int, bytes], read_again: ReadAgain
-    ) -> None:
+    def add_part(self, position: int, readings: list[EsmReading], bad: dict[int, bytes]) -> None:
         """The next readings of the open object, which is at `position` in the body."""
         part = self._part()
-        self._rows.add(Stretch(position, _UNKNOWN, part.rows, len(readings), read_again, bad), readings)
+        stretch = Stretch(position, _UNKNOWN, part.rows, len(readings), partial(last_of, readings), bad)
+        self._rows.add(stretch, readings)
+        part.bad.extend(part.rows + i for i in bad)
         part.rows += len(readings)
 
     def restart(self) -> None:
@@ -108,6 +118,7 @@ class EsmColumns:
             rows.note()
             part = self._open if self._open is not None else self._done
             _Chunk(rows, self._options, self._series, self._status, self._only).write(part)
+            self._rows.sensors_repeat = rows.sensors_repeat
 
     def finish(self, objects: int) -> DecodedBatch:
         """The whole body."""
@@ -130,7 +141,8 @@ _UNKNOWN = Equipment(uuid="")
 
 def _reject_all(part: _Part, position: int, rejections: Rejections, only: Integers | None) -> None:
     """The object has no identity: whatever was said of its readings, but that they are none, this comes first."""
-    bad = {item.sensor: item for item in part.rejections if item.reason == Reason.BAD_READING}
+    bad_positions = set(part.bad)
+    bad = {item.sensor: item for item in part.rejections if item.sensor in bad_positions}
     wanted = range(part.rows) if only is None else [int(p) & 0xFFFFFFFF for p in only.tolist() if p >> 32 == position]
     for i in wanted:
         item = bad.get(i)
@@ -163,7 +175,6 @@ class _Chunk:
         self._selected: Flags | None = None
         if only is not None:
             self._selected = np.isin(self._positions(), only)
-        self._read_again: tuple[int, list[EsmReading]] = (-1, [])
 
     def write(self, part: _Part) -> None:
         """Append the usable rows, the rejections and the descriptions to `part`."""
@@ -191,7 +202,8 @@ class _Chunk:
         """(position of its object << 32 | position in it) of each row."""
         objects = np.array([stretch.position for stretch in self._stretches])
         shift = np.array([stretch.first for stretch in self._stretches]) - self._starts
-        return (objects << 32)[self._owner] + np.arange(len(self._owner)) + shift[self._owner]
+        positions: Integers = ((objects << 32) + shift)[self._owner] + np.arange(len(self._owner))
+        return positions
 
     def _reject_rows_without_equipment(self) -> None:
         for stretch, start in zip(self._stretches, self._starts.tolist(), strict=True):
@@ -211,12 +223,13 @@ class _Chunk:
 
     def _times(self) -> Integers:
         rows, options = self._rows, self._options
-        column = rows.collected
-        absent = column.count(None)
-        if absent == len(column):
-            column = rows.timestamp
-        elif absent:
-            column = [b if a is None else a for a, b in zip(column, rows.timestamp, strict=True)]
+        column, other = rows.collected.all(), rows.timestamp.all()
+        if isinstance(column, list):
+            column = [b if a is None else a for a, b in zip(column, _elements(other), strict=True)]
+        elif column.null_count == len(column):
+            column = other
+        elif column.null_count:
+            column = [b if a is None else a for a, b in zip(_elements(column), _elements(other), strict=True)]
         times, missing, bad = parse_times(column, options.naive_timezone)
         if bad.any():
             self._mark(bad, Reason.BAD_TIMESTAMP)
@@ -231,9 +244,10 @@ class _Chunk:
     def _values_and_status(self) -> tuple[npt.NDArray[np.float64], ArrowArray]:
         """`number` is the value, else the telemetry where it is a number or writes one, else that is the status."""
         rows = self._rows
-        values = numbers(rows.number)
-        said_status, wrong = texts(rows.status)
-        sensor_status, wrong_too = texts(rows.sensor_status)
+        number = rows.number.all()
+        values = numbers(number)
+        said_status, wrong = texts(rows.status.all())
+        sensor_status, wrong_too = texts(rows.sensor_status.all())
         for flags in (wrong, wrong_too):
             if flags is not None:
                 self._mark(flags, Reason.BAD_READING)
@@ -241,8 +255,9 @@ class _Chunk:
             said_status = pc.coalesce(said_status, sensor_status)
         without = np.isnan(values)
         if without.any():
-            words, other = texts(rows.telemetry)
-            measured = numbers_of_texts(words) if other is None else numbers_or_texts(rows.telemetry)
+            telemetry = rows.telemetry.all()
+            words, other = texts(telemetry)
+            measured = numbers_of_texts(words) if other is None else numbers_or_texts(telemetry)
             values = np.where(without, measured, values)
             without = np.isnan(values)
             if without.any() and said_status.null_count:
@@ -251,56 +266,60 @@ class _Chunk:
                 )
             useless = without & said_status.is_null().to_numpy(zero_copy_only=False)
             if useless.any():
-                self._mark(useless & np.array([x is not None for x in rows.number]), Reason.BAD_READING)
+                self._mark(useless & np.array([x is not None for x in _elements(number)]), Reason.BAD_READING)
                 self._mark(useless, Reason.NO_VALUE)
         return values, self._status_index.codes(said_status)
 
     def _metadata(self) -> list[npt.NDArray[np.float64]]:
         rows = self._rows
         return [
-            limited(numbers_or_texts(rows.battery), 0, 100),
-            limited(numbers_or_texts(rows.rssi), -200, 100),
-            limited(numbers_or_texts(rows.lqi), 0, 255),
-            limited(numbers_or_texts(rows.battery_voltage), 0, 1000),
+            limited(numbers_or_texts(rows.battery.all()), 0, 100),
+            limited(numbers_or_texts(rows.rssi.all()), -200, 100),
+            limited(numbers_or_texts(rows.lqi.all()), 0, 255),
+            limited(numbers_or_texts(rows.battery_voltage.all()), 0, 1000),
         ]
 
     def _describe(self, series: npt.NDArray[np.int32], keep: Flags, sensors: dict[int, Sensor]) -> None:
         """Enter the description of each sensor of the usable rows from its last row."""
         last = np.full(len(self._series_index), -1)
-        if keep.all():
-            last[series] = np.arange(len(series))
-        else:
-            last[series[keep]] = np.flatnonzero(keep)
-        at_end = np.full(len(self._series_index) - UNUSABLE, -1)  # the numbers of no sensor lead to the two last places
-        at_end[series] = np.arange(len(series))
-        for index in np.flatnonzero(last >= 0).tolist():
-            row = int(last[index])
-            equipment = self._stretches[self._owner[row]].equipment
+        last[series[keep]] = np.flatnonzero(keep)
+        rows = np.sort(last[last >= 0])
+        numbers = series[rows].tolist()
+        for number, owner, reading in zip(numbers, self._owner[rows].tolist(), self._readings(rows), strict=True):
+            equipment = self._stretches[owner].equipment
             assert equipment is not None
-            reading = self._rows.last[index] if row == at_end[index] else self._reading(row)
-            sensors[index] = describe_sensor(*self._series_index.identity(index), equipment.uuid, reading)
+            sensors[number] = describe_sensor(*self._series_index.identity(number), equipment.uuid, reading)
 
-    def _reading(self, row: int) -> EsmReading:
-        owner = int(self._owner[row])
-        if self._read_again[0] != owner:
-            self._read_again = owner, self._stretches[owner].read_again()
-        return self._read_again[1][row - int(self._starts[owner])]
+    def _readings(self, rows: Integers) -> Iterator[EsmReading]:
+        """The readings of these rows, which ascend, with all that they say."""
+        present = -1
+        first, readings = 0, []
+        for row, owner in zip(rows.tolist(), self._owner[rows].tolist(), strict=True):
+            if owner != present:
+                stretch = self._stretches[owner]
+                readings = stretch.read_last(int(self._starts[owner]) + stretch.count - row)
+                present, first = owner, row
+            yield readings[row - first]
 
     def _reject(self, rejections: Rejections) -> None:
         rejected = self.reason != 0 if self._selected is None else (self.reason != 0) & self._selected
         rows = np.flatnonzero(rejected)
         if not len(rows):
             return
-        for row, position in zip(rows.tolist(), self._positions()[rows].tolist(), strict=True):
-            content = self._content(row) if len(rejections) < EXCERPTS_KEPT_MAX else b""
-            reason = _REASONS[int(self.reason[row]) - 1]
-            rejections.add(position >> 32, position & 0xFFFFFFFF, reason, content.decode("utf-8", "replace"))
+        contents = self._contents(rows[: max(EXCERPTS_KEPT_MAX - len(rejections), 0)])
+        for position, reason in zip(self._positions()[rows].tolist(), self.reason[rows].tolist(), strict=True):
+            content = next(contents, b"").decode("utf-8", "replace")
+            rejections.add(position >> 32, position & 0xFFFFFFFF, _REASONS[reason - 1], content)
 
-    def _content(self, row: int) -> bytes:
-        """The start of what the body says."""
-        owner = int(self._owner[row])
-        bad = self._stretches[owner].bad.get(row - int(self._starts[owner]))
-        return bad or encode_reading(self._reading(row))[: 4 * EXCERPT_CHARS_MAX]
+    def _contents(self, rows: Integers) -> Iterator[bytes]:
+        """The start of what the body says in these rows, which ascend."""
+        for row, owner, reading in zip(rows.tolist(), self._owner[rows].tolist(), self._readings(rows), strict=True):
+            bad = self._stretches[owner].bad.get(row - int(self._starts[owner]))
+            yield bad or encode_reading(reading)[: 4 * EXCERPT_CHARS_MAX]
+
+
+def _elements(column: Column) -> list[object]:
+    return column if isinstance(column, list) else column.to_pylist()
 
 
 def _filter(column: ArrowArray, keep: Flags) -> ArrowArray:

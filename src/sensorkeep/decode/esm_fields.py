@@ -5,13 +5,11 @@ This is the only place that knows the form's Portuguese names.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import msgspec
 
-from sensorkeep.limits import EXCERPT_CHARS_MAX, TEXT_CHARS_MAX
-from sensorkeep.model import Equipment, Sensor
+from sensorkeep.limits import EXCERPT_CHARS_MAX
 
 Scalar = str | float | bool | None
 Number = str | float | None
@@ -58,20 +56,25 @@ EQUIPMENT_FIELDS = {wire: field for field, wire in _EQUIPMENT_NAMES.items()}
 """Field of EsmEquipment by its name on the wire."""
 
 
-class EsmReading(msgspec.Struct, gc=False, omit_defaults=True, rename=_READING_NAMES):
-    """One element of `sensor`."""
+class EsmMeasurement(msgspec.Struct, gc=False, omit_defaults=True, rename=_READING_NAMES):
+    """What one element of `sensor` measured."""
 
     sensor_id: Scalar = None
-    number: Number = None
-    telemetry: Number = None
-    status: Scalar = None
     sensor_status: Scalar = None
+    telemetry: Number = None
     collected: Scalar = None
-    timestamp: Scalar = None
     battery: Number = None
-    rssi: Number = None
     lqi: Number = None
+    rssi: Number = None
     battery_voltage: Number = None
+    number: Number = None
+    timestamp: Scalar = None
+    status: Scalar = None
+
+
+class EsmReading(EsmMeasurement, gc=False, omit_defaults=True, rename=_READING_NAMES):
+    """One element of `sensor`, with the description of the sensor that it carries."""
+
     name: Scalar = None
     type: Scalar = None
     unit: Scalar = None
@@ -95,6 +98,34 @@ class EsmEquipment(msgspec.Struct, gc=False, rename=_EQUIPMENT_NAMES):
     readings: EsmReading | list[EsmReading] | None = None
 
 
+class MeasuredEquipment(msgspec.Struct, gc=False, forbid_unknown_fields=True, rename=_EQUIPMENT_NAMES):
+    """As EsmEquipment, of the usual form: nothing but these fields, and a list of readings."""
+
+    readings: list[EsmMeasurement]
+    equipment_id: Scalar = None
+    name: Scalar = None
+    location: Scalar = None
+    status: Scalar = None
+    interval: Scalar = None
+    siren_active: Scalar = None
+    siren_seconds: Scalar = None
+
+
+EquipmentFields = EsmEquipment | MeasuredEquipment
+
+
+class SlimReading(msgspec.Struct, gc=False, forbid_unknown_fields=True, rename=_READING_NAMES):
+    """An element of `sensor` that says no more than this."""
+
+    sensor_id: Scalar = None
+    number: Number = None
+    timestamp: Scalar = None
+
+
+class _SlimEquipment(MeasuredEquipment, gc=False, forbid_unknown_fields=True, rename=_EQUIPMENT_NAMES):
+    readings: list[SlimReading]  # type: ignore[assignment]
+
+
 _RawReading = msgspec.defstruct(
     "_RawReading",
     [(field, msgspec.Raw, msgspec.Raw(b"null")) for field in _READING_NAMES],
@@ -110,6 +141,10 @@ _RawEquipment = msgspec.defstruct(
 )
 
 decode_equipment = msgspec.json.Decoder(EsmEquipment).decode
+decode_slim_equipment = msgspec.json.Decoder(_SlimEquipment).decode
+"""Raises ValidationError where the object is not of the slim form."""
+decode_measured_equipment = msgspec.json.Decoder(MeasuredEquipment).decode
+"""Two thirds of the time of `decode_equipment`. Raises ValidationError where the object is not of the usual form."""
 decode_readings = msgspec.json.Decoder(list[EsmReading]).decode
 _split_elements = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _decode_reading = msgspec.json.Decoder(EsmReading).decode
@@ -117,6 +152,45 @@ _decode_raw_reading = msgspec.json.Decoder(_RawReading).decode
 _decode_raw_equipment = msgspec.json.Decoder(_RawEquipment).decode
 _decode_scalar = msgspec.json.Decoder(Scalar).decode
 encode_reading = msgspec.json.Encoder().encode
+
+
+def decode_last_readings(data: bytes, start: int, end: int, count: int) -> list[EsmReading]:
+    """The last `count` readings of the equipment object data[start:end], which ends with `]}`.
+
+    `decode_measured_equipment` must have taken it. From a brace on, the rest of such an object without its own last
+    brace is the end of a JSON list if and only if the brace opens a reading: the bracket closes `sensor`, no other
+    field being a list; within a text the rest holds an odd number of quotes; and within a reading more is closed than
+    opened. So wrong guesses are found out.
+    """
+    brace = end
+    for _ in range(count):
+        brace = data.rfind(b"{", start, brace)
+        if brace < 0:
+            break
+    else:
+        try:
+            readings = decode_readings(b"[" + data[brace : end - 1])
+        except (msgspec.DecodeError, RecursionError):
+            readings = []
+        if len(readings) == count:
+            return readings
+    return _all_readings(data[start:end])[-count:]
+
+
+def _all_readings(content: bytes) -> list[EsmReading]:
+    """The readings of a well-formed equipment object; an empty one in place of a bad one."""
+    try:
+        readings = decode_equipment(content).readings
+    except msgspec.ValidationError:
+        return read_equipment(content)[1]
+    return as_list(readings)
+
+
+def as_list(readings: EsmReading | list[EsmReading] | None) -> list[EsmReading]:
+    """The readings as a list. Old clients send a single one as an object."""
+    if isinstance(readings, list):
+        return readings
+    return [] if readings is None else [readings]
 
 
 def read_equipment(content: bytes | memoryview) -> tuple[EsmEquipment, list[EsmReading], dict[int, bytes]]:
@@ -179,57 +253,3 @@ def read_scalar(content: bytes | msgspec.Raw) -> Any:
         return _decode_scalar(content)
     except msgspec.ValidationError:
         return OTHER
-
-
-def describe_equipment(uuid: str, text: str, fields: EsmEquipment) -> Equipment:
-    """What `fields` say of the equipment `uuid`, which the body calls `text`."""
-    return Equipment(
-        uuid=uuid,
-        external_id=None if text.lower() == uuid else text,
-        name=_text(fields.name),
-        location=_text(fields.location),
-        status=_text(fields.status),
-        interval_seconds=_whole(fields.interval),
-        siren_active=_yes_or_no(fields.siren_active),
-        siren_seconds=_whole(fields.siren_seconds),
-    )
-
-
-def describe_sensor(uuid: str, text: str, equipment_uuid: str, reading: EsmReading) -> Sensor:
-    """What `reading` says of its sensor `uuid`, which the body calls `text`."""
-    return Sensor(
-        uuid=uuid,
-        equipment_uuid=equipment_uuid,
-        external_id=None if text.lower() == uuid else text,
-        name=_text(reading.name),
-        type=_text(reading.type),
-        unit=_text(reading.unit),
-        manufacturer=_text(reading.manufacturer),
-        model=_text(reading.model),
-        firmware=_text(reading.firmware),
-        hardware_id=_text(reading.hardware_id),
-        via_hub=_text(reading.via_hub),
-    )
-
-
-def _text(value: Scalar) -> str | None:
-    if type(value) is str and value:
-        return value if len(value) <= TEXT_CHARS_MAX else value[:TEXT_CHARS_MAX]
-    return None
-
-
-def _whole(value: Scalar) -> int | None:
-    """A whole number of seconds from a number or its text; None for nonsense."""
-    try:
-        number = float(value) if isinstance(value, (str, float)) else math.nan
-    except ValueError:
-        return None
-    return int(number) if 0 <= number < 2**31 else None
-
-
-def _yes_or_no(value: Scalar) -> bool | None:
-    if isinstance(value, bool):
-        return value
-    if isinstance(value, str):
-        return {"SIM": True, "NÃO": False, "NAO": False}.get(value.strip().upper())
-    return None

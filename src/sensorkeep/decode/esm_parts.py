@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import msgspec
 
 from sensorkeep.decode.esm_columns import EsmColumns
@@ -16,7 +14,6 @@ from sensorkeep.decode.esm_fields import (
     read_readings,
     read_scalar,
 )
-from sensorkeep.decode.esm_rows import ReadAgain
 from sensorkeep.decode.json_window import JsonWindow, malformed
 from sensorkeep.limits import OBJECT_BUFFER_BYTES, OBJECT_PART_BYTES
 
@@ -154,13 +151,11 @@ class EquipmentInParts:
             return False
         content = b"[" + window.data[window.pos : cut + 1] + b"]"
         bad: dict[int, bytes] = {}
-        read_again: ReadAgain | None = partial(decode_readings, content)
         try:
             readings = decode_readings(content)
         except msgspec.ValidationError:
             try:
                 readings, bad = read_readings(content)
-                read_again = None
             except (msgspec.DecodeError, RecursionError):
                 readings = []
         except (msgspec.DecodeError, RecursionError):
@@ -168,13 +163,13 @@ class EquipmentInParts:
         if not readings:
             self._one_by_one_until = window.base + cut + 1
             return False
-        self._add(readings, bad, read_again)
+        self._add(readings, bad)
         window.pos = cut + 1
         return True
 
-    def _add(self, readings: list[EsmReading], bad: dict[int, bytes], read_again: ReadAgain | None = None) -> None:
+    def _add(self, readings: list[EsmReading], bad: dict[int, bytes]) -> None:
         self.readings += len(readings)
-        self._columns.add_part(self._position, readings, bad, read_again or (lambda: readings))
+        self._columns.add_part(self._position, readings, bad)
 
     def _after_reading(self, window: JsonWindow) -> bool:
         byte = window.peek()

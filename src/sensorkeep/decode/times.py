@@ -9,7 +9,6 @@ lies as far after the change as it is past it (PEP 495, fold=0).
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
 from zoneinfo import ZoneInfo
@@ -19,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from sensorkeep.clock import MICROSECONDS, MINUTE_US
-from sensorkeep.decode.arrow import ArrowArray, text_bytes, text_offsets
+from sensorkeep.decode.arrow import ArrowArray, Column, text_bytes, text_offsets
 
 _TEXT = re.compile(
     r"(\d{4})-(\d\d)-(\d\d)[Tt ](\d\d):(\d\d)(?::(\d\d)(?:\.(\d{0,9}))?)?(?:([Zz])|([+-])(\d\d)(?::?(\d\d))?)?",
@@ -47,14 +46,13 @@ def parse_time(text: str, naive_timezone: str = "UTC") -> int | None:
     return int(_to_utc(np.array([time_us]), naive_timezone)[0])
 
 
-def parse_times(texts: Sequence[object], naive_timezone: str) -> tuple[Times, Flags, Flags]:
+def parse_times(texts: Column, naive_timezone: str) -> tuple[Times, Flags, Flags]:
     """A column of timestamps: (microseconds since the epoch, missing, bad), one element each.
 
     None is missing; whatever is not text of the form above is bad. The time of both is 0.
     """
-    try:
-        column: ArrowArray = pa.array(texts, pa.string())
-    except (pa.ArrowTypeError, pa.ArrowInvalid):
+    column: ArrowArray = texts
+    if isinstance(texts, list):
         column = pa.array([x if x is None or type(x) is str else "" for x in texts], pa.string())
     missing = np.zeros(len(column), bool)
     if column.null_count:

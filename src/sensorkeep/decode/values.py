@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sensorkeep.decode.arrow import ArrowArray, text_bytes, text_offsets
+from sensorkeep.decode.arrow import ArrowArray, Column, text_bytes, text_offsets
 
 _NUMBER = re.compile(r"\s*[+-]?(?:\d+[.,]?\d*|[.,]\d+)(?:[eE][+-]?\d+)?\s*", re.ASCII).fullmatch
 
@@ -27,20 +26,20 @@ def number_of_text(text: str) -> float:
     return number if math.isfinite(number) else math.nan
 
 
-def numbers(column: Sequence[object]) -> Numbers:
+def numbers(column: Column) -> Numbers:
     """The elements that are finite numbers; NaN for all others."""
-    try:
-        return pa.array(column, pa.float64()).to_numpy(zero_copy_only=False)
-    except (pa.ArrowTypeError, pa.ArrowInvalid):
+    if isinstance(column, list):
         return np.array([x if type(x) is float else math.nan for x in column], np.float64)
+    if column.null_count == len(column) or not pa.types.is_floating(column.type):
+        return np.full(len(column), math.nan)
+    values: Numbers = column.to_numpy(zero_copy_only=False)
+    return values
 
 
-def numbers_or_texts(column: Sequence[object]) -> Numbers:
+def numbers_or_texts(column: Column) -> Numbers:
     """The elements that are finite numbers, or text that writes one; NaN for all others."""
-    try:
-        return pa.array(column, pa.float64()).to_numpy(zero_copy_only=False)
-    except (pa.ArrowTypeError, pa.ArrowInvalid):
-        pass
+    if not isinstance(column, list):
+        return numbers_of_texts(column) if pa.types.is_string(column.type) else numbers(column)
     try:
         return numbers_of_texts(pa.array(column, pa.string()))
     except (pa.ArrowTypeError, pa.ArrowInvalid):
@@ -77,17 +76,17 @@ def numbers_of_texts(column: ArrowArray) -> Numbers:
     return np.array([known[text] for text in texts], np.float64)
 
 
-def texts(column: Sequence[object]) -> tuple[ArrowArray, Flags | None]:
+def texts(column: Column) -> tuple[ArrowArray, Flags | None]:
     """(the elements that are text, null for all others and for empty text; where an element is neither text nor None).
 
     The flags are None where there is no such element.
     """
     other: Flags | None = None
-    try:
-        array: ArrowArray = pa.array(column, pa.string())
-    except (pa.ArrowTypeError, pa.ArrowInvalid):
+    if isinstance(column, list):
         other = np.array([x is not None and type(x) is not str for x in column], bool)
-        array = pa.array([x if type(x) is str else None for x in column], pa.string())
+        array: ArrowArray = pa.array([x if type(x) is str else None for x in column], pa.string())
+    else:
+        array = column
     if array.null_count == len(array):
         return array, other
     offsets = text_offsets(array)

@@ -46,9 +46,7 @@ class BatchAnswer(BaseModel):
     quarantined: int
     claim_check: str | None
     detail: str | None
-    errors: list[ReadingError] = Field(
-        description=f"At most {ERRORS_REPORTED_MAX}, the last ones first; all are in the quarantine."
-    )
+    errors: list[ReadingError] = Field(description=f"The first {ERRORS_REPORTED_MAX}; all are in the quarantine.")
 
 
 class BatchPage(BaseModel):
@@ -164,7 +162,9 @@ def batches_router(
 
 
 def _batch_answer(batch: Batch, ledger: BatchLedger) -> BatchAnswer:
-    errors = ledger.quarantine(batch.batch_id, None, ERRORS_REPORTED_MAX) if batch.quarantined else []
+    errors = (
+        ledger.quarantine(batch.batch_id, None, ERRORS_REPORTED_MAX, oldest_first=True) if batch.quarantined else []
+    )
     return BatchAnswer(
         batch_id=batch.batch_id,
         state=batch.state,

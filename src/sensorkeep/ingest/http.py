@@ -192,14 +192,11 @@ class IngestRoutes:
 
     async def _readings(self, request: _Request) -> _Answer:
         body = await self._small_body(request, limits.GENERAL_BODY_BYTES_MAX)
-        if request.backfill or body.lstrip()[:1] != b"{" or len(body) > limits.SMALL_BODY_BYTES_MAX:
-            loop = asyncio.get_running_loop()
-            accept = self._acceptor.readings
-            return await self._accepted(
-                request, await loop.run_in_executor(self._threads, accept, body, request.sender)
-            )
+        plain = body.lstrip()[:1] == b"{" and len(body) <= limits.SMALL_BODY_BYTES_MAX
+        if not plain or request.backfill or request.wait_seconds:  # a batch of its own, with counts of its own
+            return await self._readings_batch(request, body)
         entry = self._entry(request, READINGS, parse_reading(body), body)
-        ticket = await self._gatherer.submit(entry, urgent=request.wait_seconds > 0)
+        ticket = await self._gatherer.submit(entry)
         answer = {
             "status": "accepted",
             "received": 1,
@@ -210,8 +207,12 @@ class IngestRoutes:
             "message": f"{entry.readings} of {entry.readings} readings are durable and will be stored",
             "errors": [],
         }
-        await self._wait_settled(request, ticket.batch_id, answer)
         return _Answer(201, [_JSON, _location(ticket.batch_id)], encode(answer))
+
+    async def _readings_batch(self, request: _Request, body: bytes) -> _Answer:
+        accept = self._acceptor.readings
+        accepting = asyncio.get_running_loop().run_in_executor(self._threads, accept, body, request.sender)
+        return await self._accepted(request, await accepting)
 
     async def _temperature(self, request: _Request) -> _Answer:
         body = await self._small_body(request, limits.SMALL_BODY_BYTES_MAX)
