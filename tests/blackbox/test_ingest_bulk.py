@@ -247,9 +247,6 @@ def test_the_recorded_batch_comes_back_with_its_metadata(archive: Server) -> Non
     assert rows[DOOR]["sensor_type"] == "porta"
 
 
-@pytest.mark.xfail(
-    strict=True, reason="decode/esm_columns.py: sensor_status wins over the text of sensor_telemetria, which is lost"
-)
 @pytest.mark.usefixtures("recorded")
 def test_the_recorded_texts_come_back_as_statuses(archive: Server) -> None:
     rows = recorded_rows(archive)

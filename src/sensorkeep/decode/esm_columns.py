@@ -242,7 +242,11 @@ class _Chunk:
         return times
 
     def _values_and_status(self) -> tuple[npt.NDArray[np.float64], ArrowArray]:
-        """`number` is the value, else the telemetry where it is a number or writes one, else that is the status."""
+        """`number` is the value, else the telemetry where it is a number or writes one, else that is the status.
+
+        A `status` wins over the telemetry's text, and that over `sensor_status`: the Home Assistant client says there
+        that the sensor is in use, and in the telemetry whether its door is open.
+        """
         rows = self._rows
         number = rows.number.all()
         values = numbers(number)
@@ -251,8 +255,6 @@ class _Chunk:
         for flags in (wrong, wrong_too):
             if flags is not None:
                 self._mark(flags, Reason.BAD_READING)
-        if said_status.null_count:
-            said_status = pc.coalesce(said_status, sensor_status)
         without = np.isnan(values)
         if without.any():
             telemetry = rows.telemetry.all()
@@ -264,10 +266,12 @@ class _Chunk:
                 said_status = pc.coalesce(
                     said_status, pc.if_else(pa.array(without), words, pa.scalar(None, pa.string()))
                 )
-            useless = without & said_status.is_null().to_numpy(zero_copy_only=False)
-            if useless.any():
-                self._mark(useless & np.array([x is not None for x in _elements(number)]), Reason.BAD_READING)
-                self._mark(useless, Reason.NO_VALUE)
+        if said_status.null_count:
+            said_status = pc.coalesce(said_status, sensor_status)
+        useless = without & said_status.is_null().to_numpy(zero_copy_only=False) if without.any() else without
+        if useless.any():
+            self._mark(useless & np.array([x is not None for x in _elements(number)]), Reason.BAD_READING)
+            self._mark(useless, Reason.NO_VALUE)
         return values, self._status_index.codes(said_status)
 
     def _metadata(self) -> list[npt.NDArray[np.float64]]:
