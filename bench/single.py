@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -152,32 +153,34 @@ def plain_server() -> tuple[subprocess.Popen[bytes], int]:
             return process, port
 
 
+def compare(seconds: float, rounds: int) -> Iterator[tuple[int, list[SingleResult], list[SingleResult]]]:
+    """(connections, our results, those of the plain server), the two measured in turn."""
+    peer, peer_port = plain_server()
+    try:
+        with tempfile.TemporaryDirectory() as folder, bench_server(Path(folder)) as server:
+            for connections in CONNECTIONS:
+                ours, plain = [], []
+                for _ in range(rounds):
+                    plain.append(measure(peer_port, peer.pid, connections, seconds))
+                    ours.append(measure(server.port, server.pid, connections, seconds))
+                yield connections, ours, plain
+    finally:
+        peer.send_signal(signal.SIGTERM)
+        peer.wait(30)
+
+
 def main() -> None:
     """Run and print."""
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--seconds", type=float, default=5.0)
     arguments.add_argument("--rounds", type=int, default=3)
     options = arguments.parse_args()
-    peer, peer_port = plain_server()
-    try:
-        with tempfile.TemporaryDirectory() as folder, bench_server(Path(folder)) as server:
-            for connections in CONNECTIONS:
-                ours, plain = [], []
-                for _ in range(options.rounds):
-                    plain.append(measure(peer_port, peer.pid, connections, options.seconds))
-                    ours.append(measure(server.port, server.pid, connections, options.seconds))
-                for name in SingleResult._fields:
-                    print(f"{connections} connections, {name}: {summary([getattr(r, name) for r in ours])}")
-                ratios = [
-                    a.requests_per_cpu_second / b.requests_per_cpu_second for a, b in zip(ours, plain, strict=True)
-                ]
-                print(
-                    f"{connections} connections, plain FastAPI: {summary([p.requests_per_cpu_second for p in plain])}"
-                )
-                print(f"{connections} connections, ratio: {statistics.median(ratios):.2f}")
-    finally:
-        peer.send_signal(signal.SIGTERM)
-        peer.wait(30)
+    for connections, ours, plain in compare(options.seconds, options.rounds):
+        for name in SingleResult._fields:
+            print(f"{connections} connections, {name}: {summary([getattr(r, name) for r in ours])}")
+        ratios = [a.requests_per_cpu_second / b.requests_per_cpu_second for a, b in zip(ours, plain, strict=True)]
+        print(f"{connections} connections, plain FastAPI: {summary([p.requests_per_cpu_second for p in plain])}")
+        print(f"{connections} connections, ratio: {statistics.median(ratios):.2f}")
 
 
 if __name__ == "__main__":
