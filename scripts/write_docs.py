@@ -18,6 +18,9 @@ the same thing.
 Commands that talk to a running server take its address and credential from `SENSORKEEP_URL`, `SENSORKEEP_API_KEY`,
 `SENSORKEEP_USERNAME` and `SENSORKEEP_PASSWORD`, or from their options.
 
+`KAFKA_BROKERS`, `KAFKA_TOPIC`, `REDIS_URL`, `DATABASE_URL` and `MINIO_…` name services that this version does not use
+yet; `serve` says so where one is set.
+
 This file is generated from `src/sensorkeep/config.py` by `make docs`.
 
 """

@@ -22,6 +22,11 @@ PREFIX = "SENSORKEEP_"
 CONFIG_FILE_VARIABLE = "SENSORKEEP_CONFIG"
 CLIENT_VARIABLES = frozenset({"SENSORKEEP_URL", "SENSORKEEP_USERNAME", "SENSORKEEP_PASSWORD"})
 """Variables of the commands that talk to a running server; no settings of ours."""
+DISTRIBUTED_VARIABLES = (
+    "KAFKA_BROKERS", "KAFKA_TOPIC", "REDIS_URL", "DATABASE_URL", "MINIO_ENDPOINT", "MINIO_ACCESS_KEY",
+    "MINIO_SECRET_KEY", "MINIO_BUCKET",
+)  # fmt: skip
+"""Older programs' names for services that this version does not use yet; `serve` says so where one is set."""
 SECTIONS = ("Serving", "Storage", "Ingest", "Time", "Security", "Live", "Logging")
 
 

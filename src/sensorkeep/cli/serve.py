@@ -14,7 +14,7 @@ from sensorkeep import __version__
 from sensorkeep.auth.administration import Actor
 from sensorkeep.cli.output import Output
 from sensorkeep.clock import MICROSECONDS
-from sensorkeep.config import Config, load_config
+from sensorkeep.config import DISTRIBUTED_VARIABLES, Config, load_config
 from sensorkeep.errors import BadConfig
 from sensorkeep.limits import FIRST_KEY_SECONDS, HTTP_HEADER_SECONDS_MAX, SHUTDOWN_SECONDS_MAX
 
@@ -34,6 +34,9 @@ def serve_command(
     """Run the whole system: HTTP, worker and stores in one process. Settings: docs/CONFIGURATION.md."""
     with Output().reporting_errors():
         config = load_config(file=config_file, host=host, port=port, data_dir=data_dir, demo=demo)
+        ignored = [name for name in DISTRIBUTED_VARIABLES if os.environ.get(name)]
+        if ignored:
+            Output().note(f"note: {', '.join(ignored)} set but not used: this version runs on its embedded stores")
         serve(config)
 
 
