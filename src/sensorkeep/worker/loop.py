@@ -76,6 +76,7 @@ class Worker:
         self._housekeep = housekeep
         self._settings = settings
         self._held: dict[str, _Held] = {}
+        self._failures: dict[str, int] = {}
         self._settled: list[Settled] = []
         self._dead: list[tuple[Delivery, str]] = []
         self._outcomes: deque[bool] = deque(maxlen=limits.WORKER_OUTCOMES_WATCHED)
@@ -188,16 +189,22 @@ class Worker:
             middle = len(loaded) // 2
             return self._write_isolating(loaded[:middle]) + self._write_isolating(loaded[middle:])
         self._held.update({d.claim.batch_id: _Held(d, batch.rejections) for d, batch in loaded})
+        for delivery, _ in loaded:
+            self._failures.pop(delivery.claim.batch_id, None)
         self._settled += settled
         self._outcomes.extend([True] * len(loaded))
         return 0
 
     def _failed_alone(self, delivery: Delivery, error: Exception) -> int:
         """A batch the store refuses by itself: try again some times, then set it aside."""
-        log.error("batch_failed", batch_id=delivery.claim.batch_id, attempt=delivery.attempts, error=repr(error))
-        if delivery.attempts < limits.CLAIM_ATTEMPTS_MAX:
+        batch_id = delivery.claim.batch_id
+        # Counted here and not by delivery.attempts: an outage gives every claim back again and again.
+        failures = self._failures[batch_id] = self._failures.get(batch_id, 0) + 1
+        log.error("batch_failed", batch_id=batch_id, failures=failures, error=repr(error))
+        if failures < limits.CLAIM_ATTEMPTS_MAX:
             return 1
-        self._dead.append((delivery, f"the store refused it {delivery.attempts} times: {type(error).__name__}"))
+        del self._failures[batch_id]
+        self._dead.append((delivery, f"the store refused it {failures} times: {type(error).__name__}"))
         return 0
 
     def _settle(self, *, idle: bool, urgent: bool) -> None:
