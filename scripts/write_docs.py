@@ -15,7 +15,7 @@ environment wins over the file, and options of `sensorkeep serve` win over both.
 stops the start with a message that names it. Where two variables are listed, the second is another program's name for
 the same thing.
 
-Commands that talk to a running server take its address and credential from `SENSORKEEP_URL`, `SENSORKEEP_API_KEY`,
+Commands that talk to a running server take its address and credential from `SENSORKEEP_URL`, `SENSORKEEP_CLIENT_KEY`,
 `SENSORKEEP_USERNAME` and `SENSORKEEP_PASSWORD`, or from their options.
 
 `KAFKA_BROKERS`, `KAFKA_TOPIC`, `REDIS_URL`, `DATABASE_URL` and `MINIO_…` name services that this version does not use

@@ -129,6 +129,15 @@ class Unavailable(SensorkeepError):
         super().__init__(detail, code=code, retry_after_seconds=retry_after_seconds)
 
 
+class Overloaded(SensorkeepError):
+    """The work needs more memory than is allowed: all of it will fail again, parts of it may succeed."""
+
+    default_code = "unavailable"
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail, retry_after_seconds=30)
+
+
 class Poisoned(SensorkeepError):
     """A stored payload or claim that can never be used, however often it is tried: set it aside."""
 

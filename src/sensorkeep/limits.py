@@ -92,6 +92,8 @@ QUANTITIES_PER_READING_MAX = 64
 """Quantities in one single-reading request."""
 
 # --- time ---------------------------------------------------------------------------------------------------------
+TIME_OLDEST_US = -2_208_988_800_000_000
+"""1900-01-01: readings before it are too_old, whatever is kept; dates much further back cannot be computed with."""
 FUTURE_TOLERANCE_SECONDS = 600
 """A reading further ahead of our clock than this is quarantined as in_future."""
 RAW_RETENTION_DAYS = 30
@@ -316,7 +318,12 @@ ROLL_DELAY_SECONDS = 300
 ROLL_IDLE_SECONDS = 600
 """Where nothing was written for this long, the wall clock decides that an hour is over."""
 DAY_CLOSE_DAYS = 3
-"""A day is rewritten in (sensor, time) order once the newest reading is this far past its end."""
+"""A day is put in (sensor, time) order, run by run, once the newest reading is this far past its end."""
+RUN_READINGS_MIN = 50_000
+"""Readings of one day written together that are put in (sensor, time) order first: a sensor of a day is then found in
+some thirty places at most."""
+RUN_READINGS_MAX = 245_760
+"""Readings of a closed day put in order in one transaction, some 0.1 s long: two of DuckDB's row groups."""
 RETENTION_QUIET_SECONDS = 24 * 3600
 """A day past the raw retention is kept until nothing was written to it for this long, so that a backfill stays exact
 while it runs."""
@@ -326,6 +333,10 @@ SETTLE_READINGS_MAX = 500_000
 """Late readings merged in one transaction, so that memory stays bounded."""
 ROLL_READINGS_MAX = 2_000_000
 """Raw readings aggregated at once: the state of exact percentiles holds every one of them and cannot spill."""
+MAINTAIN_AT_ONCE_SECONDS = 0.05
+"""A call of `maintain` begins no further transaction after this: writes wait for it. Each takes up to 0.2 s."""
+REDO_READINGS_MAX = 500_000
+"""Raw readings of which changed buckets are computed anew in one transaction, some 0.15 s long."""
 SUMMARY_EXACT_DAYS_MAX = 2
 """Longest range summarized from raw, percentiles too."""
 SUMMARY_HOURS_DAYS_MAX = 14

@@ -20,7 +20,7 @@ from harness import API_KEY, PASSWORD, Server, command, running, wait_until
 SEATTLE = Path(vega_datasets.__file__).parent / "_data" / "seattle-temps.csv"
 README = Path(__file__).parents[2] / "README.md"
 ADMIN = {"SENSORKEEP_USERNAME": "admin", "SENSORKEEP_PASSWORD": PASSWORD}
-READER = {"SENSORKEEP_API_KEY": API_KEY}
+READER = {"SENSORKEEP_CLIENT_KEY": API_KEY}
 DEAD_URL = "http://127.0.0.1:9"
 COLUMNS = ("--map", "time=date", "--map", "temperature=temp", "--sensor-id", "seattle", "--timezone", "UTC")
 
@@ -180,7 +180,7 @@ def test_quarantined_readings_are_replayed_once_they_can_be_used(own: Server) ->
 def test_errors_are_readable_and_tell_by_their_exit_code(own: Server, tmp_path: Path) -> None:
     rows = tmp_path / "rows.csv"
     rows.write_text(f"time,sensor_id,temperature\n{datetime.now(UTC).isoformat()},x,1.5\n,x,2.5\n")
-    wrong_key = {"SENSORKEEP_API_KEY": "not-a-key-of-this-server"}
+    wrong_key = {"SENSORKEEP_CLIENT_KEY": "not-a-key-of-this-server"}
     assert_says(1, got=command("import", rows, server=own, **wrong_key), words="unauthenticated")
     assert_says(2, got=command("import", tmp_path / "absent.csv", server=own, **READER), words="absent.csv")
     picture = tmp_path / "picture.png"

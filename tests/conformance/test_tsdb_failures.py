@@ -17,7 +17,7 @@ import pytest
 from tsdb_world import NOON_US, buckets, open_store, values, write_of
 
 from sensorkeep.clock import DAY_US, HOUR_US, ManualClock
-from sensorkeep.errors import Corrupt, DataDirInUse, Unavailable
+from sensorkeep.errors import Corrupt, DataDirInUse, Overloaded, Unavailable
 from sensorkeep.limits import MIB
 from sensorkeep.model import Counts
 from sensorkeep.tsdb.base import Settled
@@ -185,7 +185,8 @@ def test_errors_of_the_database_become_ours_and_mistakes_of_ours_stay(path: Path
     assert isinstance(full, Unavailable)
     assert full.code == "disk_full"
     memory = translate(duckdb.OutOfMemoryException("Out of Memory Error: failed to allocate"))
-    assert isinstance(memory, Unavailable)
+    assert isinstance(memory, Overloaded)  # not Unavailable: one batch too large must not hold up the others
+    assert memory.status == 503
     assert memory.code == "unavailable"
     assert isinstance(translate(duckdb.Error("Corrupt database file: computed checksum 1 does not match")), Corrupt)
     mistake = duckdb.BinderException("Binder Error: no such column")

@@ -111,7 +111,7 @@ def plain_reading(reading: Any, equipment: object) -> Row | str:  # noqa: C901 -
     time_us = NOW_US if said_time is None else plain_time(said_time)
     if time_us is None:
         return "bad_timestamp"
-    if time_us < (OPTIONS.oldest_allowed_us or 0):
+    if time_us < OPTIONS.earliest_us:
         return "too_old"
     if time_us > OPTIONS.latest_us:
         return "in_future"

@@ -31,7 +31,7 @@ from sensorkeep.clock import Clock, IdSource, LocalTime, SystemClock
 from sensorkeep.config import Config
 from sensorkeep.data_dir import DataDir
 from sensorkeep.decode.handoff import Handoff
-from sensorkeep.errors import Unavailable
+from sensorkeep.errors import SensorkeepError
 from sensorkeep.ingest.accept import Acceptor, IngestSettings
 from sensorkeep.ingest.announce import Announcer, SettledWaiters
 from sensorkeep.ingest.batches import batches_router
@@ -187,7 +187,7 @@ class Application:
                 self.auth.authenticator.save_usage()
                 self.accounts.purge(now_us)
                 self.idempotency.purge(now_us)
-            except Unavailable as error:
+            except SensorkeepError as error:
                 log.warning("upkeep_waits", code=error.code, detail=error.detail)
         self.auth.authenticator.save_usage()
 

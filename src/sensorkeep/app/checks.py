@@ -81,6 +81,8 @@ class Checks:
             raise SensorkeepError(f"the worker stopped: {self._worker.stopped_because}; the log has the details")
         if self._worker_has_ended():
             raise SensorkeepError("the worker has ended; restart the server")
+        if self._worker.maintenance_failed_because is not None:
+            raise SensorkeepError(f"maintenance of the store failed: {self._worker.maintenance_failed_because}")
         return {"pending_readings": self._ledger.accounting()[1].pending}
 
     def _check_disk(self) -> Figures:

@@ -96,6 +96,8 @@ class CatalogLedger:
         # A replay's readings were received with the batch that it replays.
         self._receipts += [receipt for receipt in receipts if receipt.claim.replay_of is None]
         if len(self._receipts) > self._receipts_held_max:
+            # While they cannot be entered the oldest go: `settle` enters a batch whose receipt was lost.
+            del self._receipts[: -20 * (self._receipts_held_max + 1)]
             self._enter_held()
 
     def _enter_held(self) -> None:

@@ -12,7 +12,7 @@ from sensorkeep.cli.output import Output
 
 Url = Annotated[str, typer.Option("--url", envvar="SENSORKEEP_URL", help="Where the server is.")]
 ApiKey = Annotated[
-    str | None, typer.Option("--api-key", envvar="SENSORKEEP_API_KEY", help="API key.", show_default=False)
+    str | None, typer.Option("--api-key", envvar="SENSORKEEP_CLIENT_KEY", help="API key.", show_default=False)
 ]
 Username = Annotated[
     str | None, typer.Option("--username", envvar="SENSORKEEP_USERNAME", help="User, instead of an API key.")

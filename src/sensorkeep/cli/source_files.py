@@ -211,7 +211,10 @@ class _CsvRows:
         if self._delimiter is None:
             self._delimiter = max(_DELIMITERS, key=text.count)
         self._taken = [line]
-        names = [name.strip() for name in next(csv.reader([text], delimiter=self._delimiter))]
+        try:
+            names = [name.strip() for name in next(csv.reader([text], delimiter=self._delimiter))]
+        except csv.Error as error:
+            return _bad(line.number, line.end, f"the header is not CSV: {error}", line.content)
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             return _bad(line.number, line.end, f"the header names {twice[0]!r} twice", line.content)

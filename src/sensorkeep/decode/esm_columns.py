@@ -235,8 +235,8 @@ class _Chunk:
             self._mark(bad, Reason.BAD_TIMESTAMP)
         if missing.any():
             times[missing] = options.received_us
-        if options.oldest_allowed_us is not None and times.min() < options.oldest_allowed_us:
-            self._mark((times < options.oldest_allowed_us) & ~bad, Reason.TOO_OLD)
+        if times.min() < options.earliest_us:
+            self._mark((times < options.earliest_us) & ~bad, Reason.TOO_OLD)
         if times.max() > options.latest_us:
             self._mark(times > options.latest_us, Reason.IN_FUTURE)
         return times

@@ -81,9 +81,9 @@ def gather(entries: Sequence[Entry], options: DecodeOptions, only: Set[tuple[int
     return columns.finish(objects=len(entries), records=records)
 
 
-def gather_each(groups: Sequence[Sequence[Entry]]) -> tuple[DecodedBatch, list[DecodedBatch]]:
-    """`gather` of all groups, and of each, from one set of columns: they share `equipment` and `sensors` (the same
-    tuples), which hold those of all groups."""
+def gather_each(groups: Sequence[Sequence[Entry]]) -> list[DecodedBatch]:
+    """`gather` of each group, from one set of columns: the batches share `equipment` and `sensors` (the same tuples),
+    which hold those of all groups."""
     columns = QuantityColumns()
     parts = []
     for group in groups:
@@ -91,7 +91,7 @@ def gather_each(groups: Sequence[Sequence[Entry]]) -> tuple[DecodedBatch, list[D
         records = _add(columns, group, None)
         parts.append((start, columns.row_count - start, records, len(group)))
     whole = columns.finish(objects=0)
-    return whole, [
+    return [
         DecodedBatch(whole.equipment, whole.sensors, whole.readings.slice(start, rows), Rejections(), records, objects)
         for start, rows, records, objects in parts
     ]

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from sensorkeep import limits
 from sensorkeep.clock import MICROSECONDS
+from sensorkeep.limits import TIME_OLDEST_US
 from sensorkeep.model import Claim, DecodedBatch
 
 _UNLIMITED = sys.maxsize
@@ -32,6 +33,11 @@ class DecodeOptions:
     max_inflate_ratio: int = limits.INFLATE_RATIO_MAX
     max_objects: int = limits.EQUIPMENT_OBJECTS_MAX
     max_readings: int = limits.READINGS_PER_REQUEST_MAX
+
+    @property
+    def earliest_us(self) -> int:
+        """The first moment that is not too_old."""
+        return TIME_OLDEST_US if self.oldest_allowed_us is None else max(self.oldest_allowed_us, TIME_OLDEST_US)
 
     @property
     def latest_us(self) -> int:

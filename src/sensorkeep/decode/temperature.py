@@ -68,8 +68,8 @@ def check_time(timestamp: str | None, options: DecodeOptions) -> int:
     time_us = parse_time(timestamp, options.naive_timezone)
     if time_us is None:
         raise _time_error(Reason.BAD_TIMESTAMP, "is not an RFC 3339 date and time")
-    if options.oldest_allowed_us is not None and time_us < options.oldest_allowed_us:
-        raise _time_error(Reason.TOO_OLD, f"is before {rfc3339(options.oldest_allowed_us)}, the oldest that is kept")
+    if time_us < options.earliest_us:
+        raise _time_error(Reason.TOO_OLD, f"is before {rfc3339(options.earliest_us)}, the oldest that is kept")
     if time_us > options.latest_us:
         raise _time_error(
             Reason.IN_FUTURE, f"is more than {FUTURE_TOLERANCE_SECONDS // 60} minutes ahead of the server's clock"

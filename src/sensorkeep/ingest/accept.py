@@ -7,11 +7,12 @@ the threads of its caller.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import msgspec
+import structlog
 from isal import isal_zlib
 
 from sensorkeep import limits
@@ -30,6 +31,8 @@ from sensorkeep.metrics import Metrics
 from sensorkeep.model import Claim, DecodedBatch, WireFormat
 from sensorkeep.object_store.base import ObjectStore
 from sensorkeep.queue.base import ClaimQueue
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,8 +144,7 @@ class Acceptor:
         )
         self._publish(claim, entries)
         self._latest.offer(*newest_of(entries))
-        self._enter(claim, len(payload))
-        self._announcer.announce(lambda: gather(entries, self.options(sender)))
+        self._tell(claim, len(payload), lambda: gather(entries, self.options(sender)))
         return claim.batch_id
 
     def options(self, sender: Sender) -> DecodeOptions:
@@ -186,8 +188,7 @@ class Acceptor:
     def _accept(self, claim: Claim, batch: DecodedBatch, wire_bytes: int) -> Accepted:
         self._publish(claim, batch)
         self._latest.offer(newest_readings(batch), batch.records)
-        self._enter(claim, wire_bytes)
-        self._announcer.announce(lambda: batch)
+        self._tell(claim, wire_bytes, lambda: batch)
         return Accepted(claim, batch)
 
     def _publish(self, claim: Claim, handed: Handed) -> None:
@@ -202,12 +203,19 @@ class Acceptor:
                 self._object_store.delete(claim.object_key)
             raise
 
-    def _enter(self, claim: Claim, wire_bytes: int) -> None:
-        """Enter the receipt of a durable claim. Where that raises Unavailable the batch is stored all the same, and
-        sending it again changes nothing."""
-        self._ledger.receive([Receipt(claim, wire_bytes)])
+    def _tell(self, claim: Claim, wire_bytes: int, batch: Callable[[], DecodedBatch]) -> None:
+        """Enter the receipt of a durable claim and tell who listens.
+
+        Nothing of that may fail the request: a device that is told to send again stamps its reading anew, and it
+        would be there twice. A receipt that is lost is entered when the batch is settled.
+        """
         self._metrics.readings_received.inc(claim.readings)
         self._metrics.ingest_bytes.inc(wire_bytes)
+        try:
+            self._ledger.receive([Receipt(claim, wire_bytes)])
+            self._announcer.announce(batch)
+        except Exception:
+            log.exception("receipt_failed", batch_id=claim.batch_id)
         if claim.urgent:
             self._announcer.hurry()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Query, Request, Response
@@ -19,6 +20,7 @@ from sensorkeep.ingest.accept import Acceptor, Sender
 from sensorkeep.ingest.http import parse_prefer
 from sensorkeep.limits import ERRORS_REPORTED_MAX
 
+_NUMBER = re.compile(r"\d{1,18}", re.ASCII).fullmatch
 State = Literal["accepted", "stored", "partial", "dead_letter"]
 Limit = Annotated[int, Query(ge=1, le=1000, description="Rows of one page.")]
 Cursor = Annotated[str | None, Query(description="`next_cursor` of the page before.")]
@@ -216,7 +218,7 @@ def _decode_cursor(cursor: str) -> str:
 
 
 def _number(text: str) -> int:
-    if not text.isdigit():
+    if not _NUMBER(text):
         raise InvalidInput("the cursor is not one this call gave", code="bad_parameter")
     return int(text)
 

@@ -13,11 +13,15 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import structlog
+
 from sensorkeep import limits
 from sensorkeep.catalog.base import Registry
 from sensorkeep.decode.gathered import Entry
 from sensorkeep.errors import SensorkeepError, Unavailable
 from sensorkeep.ingest.accept import Acceptor, Sender
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(slots=True)
@@ -127,4 +131,7 @@ class Gatherer:
 def _resolve(tickets: list[Ticket], batch_id: str, error: Exception | None) -> None:
     for ticket in tickets:
         ticket.batch_id = batch_id
-        ticket.on_done(ticket, error)
+        try:
+            ticket.on_done(ticket, error)
+        except Exception:  # what went wrong with one answer must not keep the others waiting
+            log.exception("answer_failed", batch_id=batch_id)

@@ -9,10 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
+
+import structlog
 
 from sensorkeep import limits
 from sensorkeep.auth.credentials import require
@@ -24,11 +27,13 @@ from sensorkeep.decode.gathered import READINGS, TEMPERATURE, Entry, Parsed
 from sensorkeep.decode.inflate import inflate_whole
 from sensorkeep.decode.readings import parse_reading
 from sensorkeep.decode.temperature import check_time, parse_temperature
-from sensorkeep.errors import InvalidInput, LimitExceeded
+from sensorkeep.errors import InvalidInput, LimitExceeded, SensorkeepError
 from sensorkeep.ingest.accept import Accepted, Acceptor, Sender, answer_body, encode
 from sensorkeep.ingest.announce import SettledWaiters
 from sensorkeep.ingest.body import BodyPipe, BodyReader, ClientGone, Receive
 from sensorkeep.ingest.gather import Gatherer
+
+log = structlog.get_logger(__name__)
 
 AsgiScope = MutableMapping[str, Any]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -37,6 +42,7 @@ Headers = list[tuple[bytes, bytes]]
 
 _JSON: tuple[bytes, bytes] = (b"content-type", b"application/json")
 _SENSORFLOW_QUANTITIES = frozenset({"temperature", "humidity", "pressure"})
+_SECONDS = re.compile(r"\d{1,9}", re.ASCII).fullmatch
 _JSON_TYPES = (b"application/json", b"text/json")
 
 
@@ -44,6 +50,7 @@ _JSON_TYPES = (b"application/json", b"text/json")
 class _Request:
     """One ingest request: what its headers say, and its body to be read."""
 
+    route: str
     credential: str
     headers: dict[bytes, bytes]
     answer_headers: Headers
@@ -144,6 +151,7 @@ class IngestRoutes:
         scope["sensorkeep.credential"] = admission.credential.id
         rate = admission.rate.headers.items() if admission.rate is not None else ()
         return _Request(
+            route=scope["path"],
             credential=admission.credential.id,
             headers=headers,
             answer_headers=[(name.encode(), value.encode()) for name, value in rate],
@@ -273,21 +281,25 @@ class IngestRoutes:
         if not 0 < len(key) <= limits.IDEMPOTENCY_KEY_CHARS_MAX:
             raise InvalidInput(f"Idempotency-Key must have 1 to {limits.IDEMPOTENCY_KEY_CHARS_MAX} characters")
         begin, now_us = self._idempotency.begin, self._clock.now_us()
-        first = await asyncio.to_thread(begin, request.credential, key, now_us)
+        owner = f"{request.credential} {request.route}"  # a key belongs to a route
+        first = await asyncio.to_thread(begin, owner, key, now_us)
         digest = request.body.digest = hashlib.sha256()
         if first is not None:
             return await self._again(request, *first)
         try:
             answer = await handler(request)
         except BaseException:
-            await asyncio.to_thread(self._idempotency.abandon, request.credential, key)
+            await asyncio.to_thread(self._idempotency.abandon, owner, key)
             raise
         kept = StoredAnswer(
             status=answer.status,
             headers={name.decode("latin-1"): value.decode("latin-1") for name, value in answer.headers},
             body=answer.body,
         )
-        await asyncio.to_thread(self._idempotency.finish, request.credential, key, digest.hexdigest(), kept)
+        try:
+            await asyncio.to_thread(self._idempotency.finish, owner, key, digest.hexdigest(), kept)
+        except SensorkeepError as error:  # the request is done: it must not be told to come again
+            log.warning("idempotency_key_not_kept", code=error.code, detail=error.detail)
         return answer
 
     async def _again(self, request: _Request, payload_sha256: str, first: StoredAnswer) -> _Answer:
@@ -328,25 +340,27 @@ def parse_prefer(value: str) -> tuple[float, bool]:
         name, _, argument = part.strip().partition("=")
         if name.strip().lower() == "backfill":
             backfill = True
-        elif name.strip().lower() == "wait" and argument.strip().strip('"').isdigit():
-            wait_seconds = float(min(int(argument.strip().strip('"')), limits.PREFER_WAIT_SECONDS_MAX))
+        elif name.strip().lower() == "wait" and (asked := _SECONDS(argument.strip().strip('"'))):
+            wait_seconds = float(min(int(asked[0]), limits.PREFER_WAIT_SECONDS_MAX))
     return wait_seconds, backfill
 
 
 def temperature_answer(entry: Entry, date: str, time: str) -> dict[str, object]:
     """The answer to a single reading, in SensorFlow's form; further quantities stand beside its three."""
     values = entry.parsed.values
-    return {
+    answer: dict[str, object] = {
         "id": entry.record_id,
         "temperature": values["temperature"],
         "humidity": values.get("humidity"),
         "pressure": values.get("pressure"),
-        **{name: value for name, value in values.items() if name not in _SENSORFLOW_QUANTITIES},
         "date_recorded": date,
         "time_recorded": time,
         "sensor_id": entry.parsed.sensor_id,
         "client_ip": entry.client_ip,
     }
+    if len(values) > len(_SENSORFLOW_QUANTITIES) or not values.keys() <= _SENSORFLOW_QUANTITIES:
+        answer = {**values, **answer}  # a quantity never hides a field of the answer
+    return answer
 
 
 def _location(batch_id: str) -> tuple[bytes, bytes]:

@@ -111,6 +111,8 @@ class ExpressHttpProtocol(HttpToolsProtocol):
         express = self._express
         if express is None or self.url != express.url or self.parser.get_method() != b"POST":
             return False
+        if self.flow.write_paused:  # the client does not read its answers: the general way waits for it
+            return False
         if self.expect_100_continue or self.parser.get_http_version() != "1.1" or self.parser.should_upgrade():
             return False
         if not self.parser.should_keep_alive() or not (self.cycle is None or self.cycle.response_complete):

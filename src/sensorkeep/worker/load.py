@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import dataclasses
+from collections.abc import Iterable, Sequence
 
+import pyarrow as pa
 from msgspec.structs import replace
 
 from sensorkeep.catalog.base import BatchLedger, LatestReadings
@@ -41,9 +43,7 @@ class Loader:
                     groups[claim.batch_id] = handed
         if not groups:
             return {}
-        whole, batches = gather_each(list(groups.values()))
-        self._latest.offer(newest_readings(whole))
-        return dict(zip(groups, batches, strict=True))
+        return dict(zip(groups, gather_each(list(groups.values())), strict=True))
 
     def load(self, claim: Claim) -> DecodedBatch:
         """The readings of `claim`. Raises Poisoned where they can never be had, Unavailable where not now, Skip."""
@@ -52,9 +52,21 @@ class Loader:
         batch = self._handoff.take(claim.batch_id)
         if isinstance(batch, DecodedBatch):
             return batch
-        batch = decode_claim(claim, self._payload(claim))
-        self._latest.offer(newest_readings(batch), batch.records)
-        return batch
+        return decode_claim(claim, self._payload(claim))
+
+    def offer_newest(self, batches: Sequence[DecodedBatch]) -> None:
+        """Offer the newest values of the batches, in the order accepted, so that of equal times the last one stands.
+
+        Ingest offered them too, for look-ups to see at once, but its threads may have overtaken each other.
+        """
+        start = 0
+        for end in range(1, len(batches) + 1):
+            if end == len(batches) or batches[end].sensors is not batches[start].sensors:
+                together = [batch.readings for batch in batches[start:end]]
+                whole = dataclasses.replace(batches[start], readings=pa.concat_tables(together))
+                records = [record for batch in batches[start:end] for record in batch.records]
+                self._latest.offer(newest_readings(whole), records)
+                start = end
 
     def _load_replay(self, claim: Claim, batch_id: str) -> DecodedBatch:
         """The quarantined readings of the replayed batch, read by the rules that hold for the replay."""
@@ -68,9 +80,7 @@ class Loader:
             oldest_allowed_us=claim.oldest_allowed_us,
             newest_allowed_us=claim.newest_allowed_us,
         )
-        batch = decode_claim(rules, self._payload(original), only=set(positions) if positions else None)
-        self._latest.offer(newest_readings(batch), batch.records)
-        return batch
+        return decode_claim(rules, self._payload(original), only=set(positions) if positions else None)
 
     def _payload(self, claim: Claim) -> Iterable[bytes]:
         if claim.payload is not None:

@@ -6,6 +6,7 @@ and the ledger keeps the first end of a batch. So a crash between any two steps 
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -23,7 +24,7 @@ from sensorkeep.metrics import Metrics
 from sensorkeep.model import Counts, DecodedBatch, Rejections
 from sensorkeep.pubsub.base import HURRY_CHANNEL, SETTLED_CHANNEL, PubSub
 from sensorkeep.queue.base import ClaimQueue, Delivery
-from sensorkeep.tsdb.base import Settled, TimeSeriesStore, Write
+from sensorkeep.tsdb.base import TimeSeriesStore, Write
 from sensorkeep.worker.load import Loader, Skip
 
 log = structlog.get_logger(__name__)
@@ -42,7 +43,7 @@ class WorkerSettings:
 class _Held:
     """A batch that is written; its claim is acknowledged once it is settled and recorded."""
 
-    delivery: Delivery
+    deliveries: list[Delivery]
     rejections: Rejections
 
 
@@ -77,7 +78,7 @@ class Worker:
         self._settings = settings
         self._held: dict[str, _Held] = {}
         self._failures: dict[str, int] = {}
-        self._settled: list[Settled] = []
+        self._settled: dict[str, Counts] = {}
         self._dead: list[tuple[Delivery, str]] = []
         self._outcomes: deque[bool] = deque(maxlen=limits.WORKER_OUTCOMES_WATCHED)
         self._stopping = threading.Event()
@@ -87,6 +88,8 @@ class Worker:
         """Set once the claims that waited at the start are settled."""
         self.stopped_because: str | None = None
         """Set where the worker stopped by itself: too many claims failed."""
+        self.maintenance_failed_because: str | None = None
+        """Why the last maintenance of the store failed, where it did."""
 
     def run(self) -> None:
         """Work until `stop`, or until too many claims fail."""
@@ -143,29 +146,44 @@ class Worker:
         patient = taken and self.caught_up.is_set() and not any(d.claim.urgent for d in taken)
         if patient and room > 0 and self._settings.gather_seconds:
             self._hurry.wait(self._settings.gather_seconds)
-            taken += self._queue.fetch(limits.GATHER_CLAIMS_MAX, room, 0.0)
+            with contextlib.suppress(Unavailable):  # what is taken goes on; the next round meets the failure again
+                taken += self._queue.fetch(limits.GATHER_CLAIMS_MAX, room, 0.0)
         return taken
 
     def _write(self, deliveries: Sequence[Delivery]) -> None:
-        fresh = [delivery for delivery in deliveries if delivery.claim.batch_id not in self._held]
+        fresh = [delivery for delivery in deliveries if not self._is_held(delivery)]
         gathered = self._loader.take_gathered(delivery.claim for delivery in fresh)
         loaded: list[tuple[Delivery, DecodedBatch]] = []
+        skipped: list[Delivery] = []
+        failed = 0
         for delivery in fresh:
             try:
                 batch = gathered.get(delivery.claim.batch_id) or self._loader.load(delivery.claim)
             except Skip:
-                self._queue.ack([delivery])
+                skipped.append(delivery)
             except Unavailable:
                 raise
             except SensorkeepError as error:
                 self._dead.append((delivery, error.detail))
+            except Exception as error:  # noqa: BLE001 - whatever it is, one bad batch must not hold up the others
+                failed = self._failed_alone(delivery, error)
+                if failed:  # it is tried again, and what comes after it waits for it
+                    break
             else:
                 loaded.append((delivery, batch))
         if loaded:
-            self._describe([batch for _, batch in loaded])
-            failed = self._write_isolating(loaded)
-            if failed:
-                raise Unavailable(f"{failed} batches could not be written; they are tried again")
+            self._loader.offer_newest([batch for _, batch in loaded])
+            failed += self._write_isolating(loaded)
+        if failed:
+            raise Unavailable(f"{failed} batches could not be written; they are tried again")
+        self._queue.ack(skipped)
+
+    def _is_held(self, delivery: Delivery) -> bool:
+        """Whether its batch is written already: a queue may deliver a claim twice. It is acknowledged with it."""
+        held = self._held.get(delivery.claim.batch_id)
+        if held is not None:
+            held.deliveries.append(delivery)
+        return held is not None
 
     def _describe(self, batches: Sequence[DecodedBatch]) -> None:
         """Enter what the batches say of equipment and sensors; batches made in one go share it."""
@@ -176,9 +194,11 @@ class Worker:
     def _write_isolating(self, loaded: list[tuple[Delivery, DecodedBatch]]) -> int:
         """Write the batches in one transaction; where that fails, in halves, until the one that fails is alone.
 
-        Returns how many were not written and are to be tried again.
+        Returns how many were not written and are to be tried again: that one, and all after it, so that of two
+        readings of one identity the one accepted later still wins.
         """
         try:
+            self._describe([batch for _, batch in loaded])
             with self._metrics.write_seconds.time():
                 settled = self._store.write([Write(d.claim.batch_id, batch) for d, batch in loaded])
         except Unavailable:
@@ -187,11 +207,12 @@ class Worker:
             if len(loaded) == 1:
                 return self._failed_alone(loaded[0][0], error)
             middle = len(loaded) // 2
-            return self._write_isolating(loaded[:middle]) + self._write_isolating(loaded[middle:])
-        self._held.update({d.claim.batch_id: _Held(d, batch.rejections) for d, batch in loaded})
+            failed = self._write_isolating(loaded[:middle])
+            return failed + len(loaded) - middle if failed else self._write_isolating(loaded[middle:])
+        self._held.update({d.claim.batch_id: _Held([d], batch.rejections) for d, batch in loaded})
         for delivery, _ in loaded:
             self._failures.pop(delivery.claim.batch_id, None)
-        self._settled += settled
+        self._settled.update(dict(settled))
         self._outcomes.extend([True] * len(loaded))
         return 0
 
@@ -209,11 +230,11 @@ class Worker:
 
     def _settle(self, *, idle: bool, urgent: bool) -> None:
         """Merge late readings when there is time, when somebody waits, and every few seconds under load."""
-        staged = len(self._held) > len(self._settled)
+        staged = self._held.keys() - self._settled.keys()
         if staged and (idle or urgent or self._clock.monotonic() >= self._settle_at):
             try:
                 with self._metrics.settle_seconds.time():
-                    self._settled += self._store.settle()
+                    self._settled.update(dict(self._store.settle()))
             except BaseException:
                 self._give_back()
                 raise
@@ -221,23 +242,22 @@ class Worker:
 
     def _give_back(self) -> None:
         """A merge whose answer was lost may have been done: written again, the batches are told with their counts."""
-        answered = {settled.batch_id for settled in self._settled}
-        unanswered = [batch_id for batch_id in self._held if batch_id not in answered]
-        self._queue.release([self._held.pop(batch_id).delivery for batch_id in unanswered])
+        unanswered = [batch_id for batch_id in self._held if batch_id not in self._settled]
+        self._queue.release(list(chain.from_iterable(self._held.pop(batch_id).deliveries for batch_id in unanswered)))
 
     def _record(self) -> None:
         """Enter settled and dead batches into the ledger, then acknowledge their claims."""
         self._bury()
         if not self._settled:
             return
-        known = [(self._held[s.batch_id], s.counts) for s in self._settled if s.batch_id in self._held]
-        self._ledger.settle([Settlement(held.delivery.claim, counts, held.rejections) for held, counts in known])
-        self._latest.save()
-        self._queue.ack([held.delivery for held, _ in known])
+        known = [(self._held[batch_id], counts) for batch_id, counts in self._settled.items() if batch_id in self._held]
+        self._latest.save()  # first: the claim of a replay that is settled is not loaded again
+        self._ledger.settle([Settlement(held.deliveries[0].claim, counts, held.rejections) for held, counts in known])
+        self._queue.ack(list(chain.from_iterable(held.deliveries for held, _ in known)))
         for held, counts in known:
-            del self._held[held.delivery.claim.batch_id]
+            del self._held[held.deliveries[0].claim.batch_id]
             self._count(counts, held.rejections)
-        self._pubsub.publish(SETTLED_CHANNEL, msgspec.msgpack.encode([s.batch_id for s in self._settled]))
+        self._pubsub.publish(SETTLED_CHANNEL, msgspec.msgpack.encode(list(self._settled)))
         self._settled.clear()
 
     def _bury(self) -> None:
@@ -263,13 +283,19 @@ class Worker:
             return
         if idle and now < self._maintain_at - self._settings.maintain_seconds + limits.MAINTAIN_IDLE_SECONDS:
             return
-        self._store.maintain(self._clock.now_us())
-        self._housekeep()
+        self._maintain_at = now + self._settings.maintain_seconds
+        try:
+            self._store.maintain(self._clock.now_us())
+            self._housekeep()
+            self.maintenance_failed_because = None
+        except Exception as error:
+            self.maintenance_failed_because = f"{type(error).__name__}: {error}"
+            self._metrics.worker_failures.labels("maintenance").inc()
+            log.exception("maintenance_failed")
         depth = self._queue.depth()
         self._metrics.queue_depth.set(depth.claims)
         age_us = self._clock.now_us() - depth.oldest_us if depth.oldest_us is not None else 0
         self._metrics.queue_oldest_seconds.set(max(0, age_us) / MICROSECONDS)
-        self._maintain_at = now + self._settings.maintain_seconds
 
     def _count(self, counts: Counts, rejections: Rejections) -> None:
         self._metrics.readings_stored.inc(counts.stored)

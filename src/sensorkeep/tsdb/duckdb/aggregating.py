@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 
 from sensorkeep.clock import HOUR_US, MINUTE_US
 from sensorkeep.rollup import DAY_PROBABILITIES, PERCENTILES
-from sensorkeep.tsdb.duckdb.readings import Flags, Integers
+from sensorkeep.tsdb.duckdb.readings import Integers
 
 Doubles = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
 class Points:
-    """Readings in columns: the place of the sensor, the time in microseconds, and the value (NaN: none)."""
+    """At least one reading, in columns: the place of the sensor, the time in microseconds, the value (NaN: none)."""
 
     sensor: Integers
     time_us: Integers
@@ -79,19 +79,15 @@ class _Groups:
         """Percentiles at DAY_PROBABILITIES; null where there is no value."""
         # Single precision cannot hold every double.
         values = np.clip(self._percentiles(DAY_PROBABILITIES), -3.4e38, 3.4e38).astype(np.float32)
-        offsets = np.arange(len(values) + 1, dtype=np.int32) * len(DAY_PROBABILITIES)
-        filled = pa.ListArray.from_arrays(pa.array(offsets), pa.array(values.ravel()))
-        return pa.array(
-            [None if count == 0 else row for count, row in zip(self._count.tolist(), filled.to_pylist(), strict=True)],
-            pa.list_(pa.float32()),
-        )
+        rows = zip(self._count.tolist(), values, strict=True)
+        return pa.array([row if count else None for count, row in rows], pa.list_(pa.float32()))
 
     def distinct(self, length_us: int) -> Integers:
         """How many spans of `length_us` have a point."""
         span = np.floor_divide(self._time_us, length_us)
-        span -= span.min(initial=0)
-        keys = np.unique(self._group * (span.max(initial=0) + 1) + span)
-        return np.bincount(keys // (span.max(initial=0) + 1), minlength=len(self._starts))
+        span -= span.min()
+        spans = int(span.max()) + 1
+        return np.bincount(np.unique(self._group * spans + span) // spans, minlength=len(self._starts))
 
     def _sums(self) -> tuple[list[float | None], list[float | None]]:
         """Sum and m2 of each group, correctly rounded; None where there is no value or no double for it."""
@@ -109,9 +105,13 @@ class _Groups:
         rank = np.maximum(self._count - 1, 0)[:, None] * np.asarray(probabilities)
         below = np.floor(rank)
         first = self._starts[:, None]
-        low = self._value[first + below.astype(np.int64)]
-        high = self._value[first + np.ceil(rank).astype(np.int64)]
-        return low + (rank - below) * (high - low)
+        low, high = self._value[first + below.astype(np.int64)], self._value[first + np.ceil(rank).astype(np.int64)]
+        share = rank - below
+        with np.errstate(over="ignore", invalid="ignore"):
+            straight = low + share * (high - low)
+        # The difference of two doubles may overflow; the weighted ends may not, but lose the last bit of equal ends.
+        percentiles: Doubles = np.where(np.isfinite(straight), straight, low * (1.0 - share) + high * share)
+        return percentiles
 
 
 def _exact_sum(values: list[float]) -> float | None:
@@ -120,16 +120,3 @@ def _exact_sum(values: list[float]) -> float | None:
     except (OverflowError, ValueError):
         return None
     return total if math.isfinite(total) else None
-
-
-def points_of(sensor: Integers, found: dict[str, Any]) -> Points:
-    """Fetched columns `time` (microseconds) and `value` as points."""
-    value: Any = found["value"]
-    if isinstance(value, np.ma.MaskedArray):
-        value = value.filled(math.nan)
-    return Points(sensor, found["time"], np.asarray(value, np.float64))
-
-
-def chosen(points: Points, flags: Flags) -> Points:
-    """The points where `flags` is true."""
-    return Points(points.sensor[flags], points.time_us[flags], points.value[flags])

@@ -11,10 +11,15 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from sensorkeep.errors import Corrupt, DataDirInUse, Unavailable
+from sensorkeep.errors import Corrupt, DataDirInUse, Overloaded, SensorkeepError, Unavailable
+from sensorkeep.limits import MIB
 
-_CHECKPOINT_THRESHOLD = "64MB"
-"""Size of the write-ahead log that starts a checkpoint: larger ones make a reopen after a crash slow."""
+_CHECKPOINT_THRESHOLD = "32MB"
+"""Size of the write-ahead log that starts a checkpoint: larger ones hold up a write longer, and a reopen after a crash;
+with smaller ones the same blocks are written more often."""
+
+_CHECKPOINT_AT_ONCE_BYTES_MAX = 8 * MIB
+"""With a longer log an asked-for checkpoint is left to the threshold above; it would hold up writes."""
 
 _CURSORS_KEPT_MAX = 32
 """Idle cursors kept for the next reads."""
@@ -39,7 +44,11 @@ def translate(error: duckdb.Error) -> Exception:
         return Unavailable(f"no room for the time series store: {text}", code="disk_full", retry_after_seconds=30)
     if isinstance(error, duckdb.SerializationException) or any(words in lowered for words in _DAMAGED):
         return Corrupt(f"the time series store is damaged; restore it from a backup: {text}")
-    if isinstance(error, duckdb.OperationalError | duckdb.InternalError):
+    if isinstance(error, duckdb.OutOfMemoryException):
+        return Overloaded(f"the time series store needs more than SENSORKEEP_TSDB_MEMORY_BYTES: {text}")
+    if isinstance(error, duckdb.InternalException):  # by what it was given: the same will fail again
+        return SensorkeepError(f"the time series store failed: {text}")
+    if isinstance(error, duckdb.OperationalError | duckdb.InternalError | duckdb.FatalException):
         return Unavailable(f"the time series store failed: {text}")
     return error
 
@@ -78,6 +87,8 @@ class Engine:
         self._generation = 0
         self._closed = False
         self._connection = self._connect()
+        self._broken = False
+        """A fatal error closed the database and it could not be opened again yet."""
 
     @property
     def writing(self) -> duckdb.DuckDBPyConnection:
@@ -94,6 +105,7 @@ class Engine:
         """A transaction of the writer: committed (and on disk) when the block ends, undone where it raises."""
         self._require_open()
         with translated():
+            self._mend()
             try:
                 self._connection.begin()
                 yield self._connection
@@ -107,6 +119,7 @@ class Engine:
         """A cursor in a transaction of its own: all statements of the block see the same moment."""
         self._require_open()
         with translated():
+            self._mend()
             cursor, generation = self._take_cursor()
             try:
                 cursor.begin()
@@ -117,12 +130,30 @@ class Engine:
                 raise
             self._return_cursor(cursor, generation)
 
+    def checkpoint(self) -> bool:
+        """Write the log into the file, so that the room of what was dropped is used again. Not in a transaction.
+
+        False where reads under way stood against it, or where the log is long, so that it would take a while and will
+        come by itself soon: it can be done later as well.
+        """
+        self._require_open()
+        if self._path is not None and _bytes_of(self._log_of(self._path)) > _CHECKPOINT_AT_ONCE_BYTES_MAX:
+            return False
+        with translated():
+            try:
+                self._connection.execute("CHECKPOINT")
+            except duckdb.TransactionException:
+                return False
+            except (duckdb.FatalException, duckdb.InternalException):
+                self._reopen()
+                raise
+        return True
+
     def disk_bytes(self) -> int:
         """Bytes of the file and its write-ahead log; 0 in memory."""
         if self._path is None:
             return 0
-        files = (self._path, self._path.with_name(self._path.name + ".wal"))
-        return sum(file.stat().st_size for file in files if file.exists())
+        return _bytes_of(self._path) + _bytes_of(self._log_of(self._path))
 
     def close(self) -> None:
         """Write everything into the file and let it go. Idempotent. Reads under way end first or raise Unavailable."""
@@ -135,6 +166,10 @@ class Engine:
             for cursor in cursors:
                 cursor.close()
             self._connection.close()
+
+    @staticmethod
+    def _log_of(path: Path) -> Path:
+        return path.with_name(path.name + ".wal")
 
     def _connect(self) -> duckdb.DuckDBPyConnection:
         with translated():
@@ -161,7 +196,16 @@ class Engine:
         for cursor in cursors:
             cursor.close()
         self._connection.close()
-        self._connection = self._connect()
+        self._broken = True
+        self._mend()
+
+    def _mend(self) -> None:
+        """Open the database again where the last try to do so failed."""
+        if self._broken:
+            with self._lock:
+                if self._broken:
+                    self._connection = self._connect()
+                    self._broken = False
 
     def _take_cursor(self) -> tuple[duckdb.DuckDBPyConnection, int]:
         with self._lock:
@@ -180,6 +224,13 @@ class Engine:
     def _require_open(self) -> None:
         if self._closed:
             raise Unavailable("the time series store is closed")
+
+
+def _bytes_of(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:
+        return 0  # the log goes with every checkpoint
 
 
 @contextlib.contextmanager

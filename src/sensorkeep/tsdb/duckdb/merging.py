@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from sensorkeep.clock import DAY_US, HOUR_US
+from sensorkeep.limits import RUN_READINGS_MIN
 from sensorkeep.tsdb.duckdb import sealed
 from sensorkeep.tsdb.duckdb.engine import registered
 from sensorkeep.tsdb.duckdb.readings import Incoming, Integers, Known, classify
@@ -55,6 +56,7 @@ def _apply_to_day(transaction: Transaction, day: int, readings: Incoming, rows: 
         known_day = replace(
             known_day,
             row_count=known_day.row_count + len(verdict.inserted),
+            sorted_rows=known_day.sorted_rows + (len(verdict.inserted) if _is_run(verdict.inserted) else 0),
             last_write_us=transaction.now_us,
             newest_us=max(known_day.newest_us, int(readings.time_us[written].max())),
         )
@@ -79,9 +81,33 @@ def _find_known(connection: duckdb.DuckDBPyConnection, day: Day, readings: Incom
 
 
 def _insert(connection: duckdb.DuckDBPyConnection, day: int, readings: Incoming, positions: Integers) -> None:
-    if len(positions):
-        with registered(connection, {"accepted": _take(readings.table, positions)}):
-            connection.execute(statement("insert_readings", day=day_table(day)))
+    if len(positions) == 0:
+        return
+    if _is_run(positions):
+        table = readings.table.take(_in_order(readings.series, positions))
+    else:
+        table = _take(readings.table, positions)
+    with registered(connection, {"accepted": table}):
+        connection.execute(statement("insert_readings", day=day_table(day)))
+
+
+def _is_run(positions: Integers) -> bool:
+    """Whether these rows are so many that they are put in order before they are inserted."""
+    return len(positions) >= RUN_READINGS_MIN
+
+
+def _in_order(series: Integers, positions: Integers) -> Integers:
+    """The positions by sensor, of every other sensor backwards: see the statement order_run.
+
+    Times are left as they came, nearly in order. Sixteen bits are sorted by radix, ten times faster than longer keys;
+    of more sensors than that, neighbours share a key.
+    """
+    numbers = series[positions]
+    backwards = numbers % 2 == 1
+    arrived = np.concatenate([np.flatnonzero(~backwards), np.flatnonzero(backwards)[::-1]])
+    keys = (numbers >> max(0, int(numbers.max()).bit_length() - 16)).astype(np.uint16)
+    ordered: Integers = positions[arrived[np.argsort(keys[arrived], kind="stable")]]
+    return ordered
 
 
 def _change(

@@ -1,13 +1,14 @@
 """Reads: raw readings and buckets, each from one snapshot of the database.
 
 Stored buckets answer for what is rolled up; buckets that are not, or that are dirty, are computed from raw.
-Planning a statement costs more here than running it, so there are few of them, and as plain as can be.
+Planning a statement costs more here than running it, so there are few of them, and as plain as can be: few readings
+are fetched and aggregated here, many are aggregated by the database.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import duckdb
 import numpy as np
@@ -17,8 +18,8 @@ import pyarrow.compute as pc
 from sensorkeep.clock import DAY_US, HOUR_US
 from sensorkeep.model import READINGS_SCHEMA
 from sensorkeep.tsdb.base import RAW_COLUMNS, ROLLUP_COLUMNS, Period
-from sensorkeep.tsdb.duckdb.engine import registered
-from sensorkeep.tsdb.duckdb.readings import Flags, integers
+from sensorkeep.tsdb.duckdb.aggregating import Points, bucket_columns, summary_columns
+from sensorkeep.tsdb.duckdb.readings import Flags, Integers, integers
 from sensorkeep.tsdb.duckdb.sealed import DAY_GRID
 from sensorkeep.tsdb.duckdb.state import State
 from sensorkeep.tsdb.duckdb.statements import day_table, statement
@@ -58,10 +59,21 @@ BUCKET_SCHEMA = _schema("active_periods", "grid")
 
 _PERIOD_US = {"hour": HOUR_US, "day": DAY_US}
 _ROLLUP = {"hour": "hourly", "day": "daily"}
-_READINGS_OF_DIRTY = {"hour": "readings_of_hours", "day": "readings_of_wanted"}
 _FEW_SENSORS = 64
 """Up to so many sensors a list is searched for each row; more are joined."""
+_FEW_READINGS = 50_000
+"""Up to so many readings are aggregated here."""
+_FEW_DAYS = 3
+"""Up to so many days a page of readings is tried with one statement."""
 _ROWS_MAX = 2**62
+
+
+class Span(NamedTuple):
+    """Part of a day."""
+
+    day: int
+    start_us: int
+    end_us: int
 
 
 def version_of(connection: duckdb.DuckDBPyConnection) -> int:
@@ -91,7 +103,7 @@ class Snapshot:
         self._series = list(places) or [-1]
         order = np.argsort(self._series)
         self._known = np.asarray(self._series)[order]
-        self._places = np.asarray(list(places.values()) or [-1], np.int32)[order]
+        self._places: Integers = np.asarray(list(places.values()) or [-1], np.int64)[order]
         self._few = len(self._series) <= _FEW_SENSORS
         near = [day for day in state.days.values() if start_us < (day.day + 1) * DAY_US and day.day * DAY_US < end_us]
         self._days = sorted(day.day for day in near if day.state != "sealed")
@@ -102,12 +114,22 @@ class Snapshot:
     def raw(self, start_us: int, end_us: int, limit: int, after_sensor: int = -1) -> pa.Table:
         """Readings by (time, sensor); at `start_us` itself only those of sensors after `after_sensor`."""
         after_place = int((self._places_in_order() <= after_sensor).sum())
+        spans = self._spans(start_us, end_us)
+        if len(spans) <= _FEW_DAYS:
+            table = self._all_raw(spans, limit)
+            if table is not None:
+                time_us, sensor = integers(table["time"]), integers(table["sensor"])
+                order = np.lexsort((sensor, time_us))
+                if after_sensor >= 0:
+                    order = order[(time_us[order] > start_us) | (sensor[order] > after_sensor)]
+                return table.take(order)
         pages: list[pa.Table] = []
-        for day in self._days_of(start_us, end_us):
+        for span in spans:
             if limit <= 0:
                 break
-            parameters = {"start_us": start_us, "end_us": end_us, "after_place": after_place, "limit": limit}
-            page = self._arrow("read_raw", parameters, source=self._of_sensors(day_table(day), placed=True))
+            parameters = {"first_us": start_us, "after_place": after_place, "limit": limit}
+            source = self._selected("readings", [span], placed=True)
+            page = self._arrow("first_readings", parameters | _bounds([span]), source=source)
             limit -= page.num_rows
             pages.append(self._with_sensor(page).select(_RAW_SCHEMA.names).cast(_RAW_SCHEMA))
         return pa.concat_tables(pages).unify_dictionaries() if pages else _RAW_SCHEMA.empty_table()
@@ -122,35 +144,67 @@ class Snapshot:
 
     def summary_from_raw(self, start_us: int, end_us: int) -> pa.Table:
         """One exact row a sensor, straight from raw, with SUMMARY_SCHEMA; `active_periods` counts hours."""
-        days = self._days_of(start_us, end_us)
-        if not days:
+        spans = self._spans(start_us, end_us)
+        if not spans:
             return SUMMARY_SCHEMA.empty_table()
-        source = " UNION ALL ".join(self._readings_of_sensors(day) for day in days)
-        parameters = {"start_us": start_us, "end_us": end_us, "origin_us": days[0] * DAY_US}
-        summary = self._rows("summary_from_raw", SUMMARY_SCHEMA, parameters, source=source)
+        points = self._few_points(spans)
+        if points is not None:
+            return (
+                _table(summary_columns(points), SUMMARY_SCHEMA) if len(points.sensor) else SUMMARY_SCHEMA.empty_table()
+            )
+        parameters = _bounds(spans) | {"origin_us": spans[0].day * DAY_US}
+        summary = self._rows("summary_from_raw", SUMMARY_SCHEMA, parameters, source=self._selected("values", spans))
         return summary.sort_by("sensor")
 
     def _buckets(self, period: Period, schema: pa.Schema, start_us: int, end_us: int, limit: int) -> pa.Table:
         length_us = _PERIOD_US[period]
         # The first and last bucket that start in the range; buckets are whole.
         start_us, end_us = -(-start_us // length_us) * length_us, -(-end_us // length_us) * length_us
+        if start_us >= end_us:
+            return schema.empty_table()
         rolled_us = self._marks.hourly_until_us if period == "hour" else self._marks.daily_until_us
         until_us = min(max(rolled_us or 0, start_us), end_us)
-        dirty = self._dirty(period, start_us, until_us)
-        parts = []
+        stored = schema.empty_table()
         if start_us < until_us:
-            stored = self._stored(period, schema, start_us, until_us, limit + dirty.num_rows)
-            if stored.num_rows and stored.num_rows == limit + dirty.num_rows:
+            stored = self._stored(period, schema, start_us, until_us, limit)
+            if stored.num_rows == limit:
                 # A full page: later buckets cannot be on it.
-                end_us = int(integers(stored["time"])[-1]) + length_us
-            parts.append(_without(stored, dirty))
-        parts += self._redone(period, schema, dirty, end_us)
-        for day in self._days_of(until_us, end_us):
-            first_us, last_us = max(until_us, day * DAY_US), min(end_us, (day + 1) * DAY_US)
-            source = self._readings_of_sensors(day)
-            parts.append(self._from_raw(period, schema, day, source, {"start_us": first_us, "end_us": last_us}))
-        whole = pa.concat_tables(parts) if parts else schema.empty_table()
-        return whole.sort_by([("time", "ascending"), ("sensor", "ascending")])
+                end_us = min(end_us, int(integers(stored["time"])[-1]) + length_us)
+        spans = _joined(self._stale_spans(period, start_us, min(until_us, end_us)) + self._spans(until_us, end_us))
+        computed = self._computed(period, schema, spans)
+        whole = pa.concat_tables([_outside(stored, spans), computed])
+        order = np.lexsort((integers(whole["sensor"]), integers(whole["time"])))
+        return whole.take(order)
+
+    def _computed(self, period: Period, schema: pa.Schema, spans: list[Span]) -> pa.Table:
+        """All buckets that start in `spans`, from raw."""
+        points = self._few_points(spans) if spans else None
+        if points is None:
+            parts = [self._from_raw(period, schema, span) for span in spans]
+            return pa.concat_tables(parts) if parts else schema.empty_table()
+        if len(points.sensor) == 0:
+            return schema.empty_table()
+        return _table(bucket_columns(points, _PERIOD_US[period], grid="grid" in schema.names), schema)
+
+    def _few_points(self, spans: list[Span]) -> Points | None:
+        """The readings in `spans`; None where they are many."""
+        sql = statement("limited", source=self._selected("values", spans))
+        parameters = _bounds(spans) | {"series": self._series, "limit": _FEW_READINGS + 1}
+        found: dict[str, Any] = self._connection.execute(sql, parameters).fetchnumpy()
+        if len(found["series"]) > _FEW_READINGS:
+            return None
+        value = found["value"].filled(np.nan) if isinstance(found["value"], np.ma.MaskedArray) else found["value"]
+        return Points(self._sensors(found["series"]), found["time"], value)
+
+    def _all_raw(self, spans: list[Span], limit: int) -> pa.Table | None:
+        """All readings in `spans`, in no order; None where they are more than `limit`."""
+        if not spans:
+            return _RAW_SCHEMA.empty_table()
+        parameters = _bounds(spans) | {"limit": limit + 1}
+        table = self._arrow("limited", parameters, source=self._selected("readings", spans))
+        if table.num_rows > limit:
+            return None
+        return self._with_sensor(table).select(_RAW_SCHEMA.names).cast(_RAW_SCHEMA).unify_dictionaries()
 
     def _stored(self, period: Period, schema: pa.Schema, start_us: int, end_us: int, limit: int) -> pa.Table:
         table = _ROLLUP[period]
@@ -164,49 +218,40 @@ class Snapshot:
         buckets = statement(name, source=self._of_sensors(tables, placed=True))
         return self._rows("first_buckets", schema, parameters | {"limit": limit}, buckets=buckets)
 
-    def _dirty(self, period: Period, start_us: int, end_us: int) -> pa.Table:
-        """Buckets (series, sensor, time) in the range whose stored row is not to be believed."""
-        schema = pa.schema({"series": pa.int32()} | {name: _TYPES[name] for name in ("sensor", "time")})
-        if not any(start_us < (day + 1) * DAY_US and day * DAY_US < end_us for day in self._dirty_days[period]):
-            return schema.empty_table()
+    def _stale_spans(self, period: Period, start_us: int, end_us: int) -> list[Span]:
+        """The parts of days in the range that hold the buckets whose stored rows are not to be believed."""
+        days = self._dirty_days[period]
+        if not any(start_us < (day + 1) * DAY_US and day * DAY_US < end_us for day in days):
+            return []
         source = self._of_sensors(f"{_ROLLUP[period]}_dirty")
-        return self._rows("dirty_of_sensors", schema, {"start_us": start_us, "end_us": end_us}, source=source)
+        parameters = {"series": self._series, "start_us": start_us, "end_us": end_us}
+        found = self._connection.execute(statement("dirty_of_sensors", source=source), parameters).fetchall()
+        return [Span(day, first_us, last_us + _PERIOD_US[period]) for day, first_us, last_us in found]
 
-    def _redone(self, period: Period, schema: pa.Schema, dirty: pa.Table, end_us: int) -> list[pa.Table]:
-        """The dirty buckets before `end_us`, computed from raw."""
-        time_us = integers(dirty["time"])
-        parts = []
-        for day in np.unique(time_us // DAY_US).tolist():
-            if day * DAY_US >= end_us:
-                continue
-            of_day = time_us // DAY_US == day
-            starts = time_us[of_day]
-            hours = pa.array(starts % DAY_US // HOUR_US)
-            wanted = pa.table({"series": dirty["series"].filter(pa.array(of_day)), "hour": hours})
-            source = statement(_READINGS_OF_DIRTY[period], day=day_table(day))
-            bounds = {"start_us": int(starts.min()), "end_us": int(starts.max()) + _PERIOD_US[period]}
-            with registered(self._connection, {"wanted": wanted}):
-                parts.append(self._from_raw(period, schema, day, source, bounds, asked=False))
-        return parts
+    def _from_raw(self, period: Period, schema: pa.Schema, span: Span) -> pa.Table:
+        """The buckets in `span`, made by the database."""
+        parameters = _bounds([span]) | {"day_us": span.day * DAY_US} | ({} if period == "hour" else DAY_GRID)
+        aggregate = statement(f"{period}_aggregate", source=self._selected("instants", [span]))
+        return self._rows(f"{period}s_from_raw", schema, parameters, aggregate=aggregate)
 
-    def _from_raw(
-        self, period: Period, schema: pa.Schema, day: int, source: str, bounds: dict[str, int], asked: bool = True
-    ) -> pa.Table:
-        """The buckets of `day` made of the readings that `source` selects."""
-        parameters = bounds | {"day_us": day * DAY_US} | ({} if period == "hour" else DAY_GRID)
-        aggregate = statement(f"{period}_aggregate", source=source)
-        return self._rows(f"{period}s_from_raw", schema, parameters, asked=asked, aggregate=aggregate)
-
-    def _readings_of_sensors(self, day: int) -> str:
-        return statement("readings_of_sensors", source=self._of_sensors(day_table(day)))
+    def _selected(self, what: str, spans: list[Span], *, placed: bool = False) -> str:
+        """What the statement {what}_of_sensors selects, of all `spans`; their bounds are parameters (`_bounds`)."""
+        return " UNION ALL ".join(
+            statement(
+                f"{what}_of_sensors", source=self._of_sensors(day_table(span.day), placed=placed), span=str(number)
+            )
+            for number, span in enumerate(spans)
+        )
 
     def _of_sensors(self, table: str, *, placed: bool = False) -> str:
         """The rows of `table` of the sensors asked for; `placed` with their places, to order by."""
         few = "of_few_placed" if placed else "of_few"
         return statement(few if self._few else "of_many", table=table)
 
-    def _days_of(self, start_us: int, end_us: int) -> list[int]:
-        return [day for day in self._days if start_us < (day + 1) * DAY_US and day * DAY_US < end_us]
+    def _spans(self, start_us: int, end_us: int) -> list[Span]:
+        """The parts of the days with raw that lie in the range, in order."""
+        spans = (Span(day, max(start_us, day * DAY_US), min(end_us, (day + 1) * DAY_US)) for day in self._days)
+        return [span for span in spans if span.start_us < span.end_us]
 
     def _places_in_order(self) -> Any:
         """Places of the known sensors, ascending: the order of `self._series`."""
@@ -214,8 +259,11 @@ class Snapshot:
 
     def _with_sensor(self, table: pa.Table) -> pa.Table:
         """`table` with the place of each row's sensor in the request."""
-        places = self._places[np.searchsorted(self._known, integers(table["series"]))]
-        return table.append_column("sensor", pa.array(places, pa.int32()))
+        return table.append_column("sensor", pa.array(self._sensors(integers(table["series"])), pa.int32()))
+
+    def _sensors(self, series: Integers) -> Integers:
+        """The places of series numbers in the request."""
+        return self._places[np.searchsorted(self._known, series)]
 
     def _arrow(self, name: str, parameters: dict[str, Any], **inserted: str) -> pa.Table:
         """A result of many rows, or of columns that numpy has no type for."""
@@ -223,20 +271,45 @@ class Snapshot:
         table: pa.Table = relation.to_arrow_table()
         return table
 
-    def _rows(
-        self, name: str, schema: pa.Schema, parameters: dict[str, Any], *, asked: bool = True, **inserted: str
-    ) -> pa.Table:
-        """A small result with `schema`, through numpy: that plans the statement once, Arrow's way twice."""
-        if asked:
-            parameters = parameters | {"series": self._series}
+    def _rows(self, name: str, schema: pa.Schema, parameters: dict[str, Any], **inserted: str) -> pa.Table:
+        """A result with `schema`; a small one goes through numpy, which is quicker than Arrow there."""
         if "grid" in schema.names:
-            relation = self._connection.sql(statement(name, **inserted), params=parameters)
-            table: pa.Table = relation.to_arrow_table()
+            table = self._arrow(name, parameters, **inserted)
         else:
+            parameters = parameters | {"series": self._series}
             found = self._connection.execute(statement(name, **inserted), parameters).fetchnumpy()
             table = pa.table({column: _column(values) for column, values in found.items()})
-        table = self._with_sensor(table)
-        return table.select(schema.names).cast(schema)
+        return self._with_sensor(table).select(schema.names).cast(schema)
+
+
+def _bounds(spans: list[Span]) -> dict[str, int]:
+    """The parameters of `Snapshot._selected`."""
+    starts = {f"start_{number}": span.start_us for number, span in enumerate(spans)}
+    return starts | {f"end_{number}": span.end_us for number, span in enumerate(spans)}
+
+
+def _joined(spans: list[Span]) -> list[Span]:
+    """One span a day, from the first to the last of that day: reading a bit more costs less than another scan."""
+    joined: dict[int, Span] = {}
+    for span in spans:
+        other = joined.get(span.day, span)
+        joined[span.day] = Span(span.day, min(other.start_us, span.start_us), max(other.end_us, span.end_us))
+    return list(joined.values())
+
+
+def _outside(stored: pa.Table, spans: list[Span]) -> pa.Table:
+    """The stored buckets that start in none of `spans`."""
+    if stored.num_rows == 0 or not spans:
+        return stored
+    time_us = integers(stored["time"])
+    keep: Flags = np.ones(len(time_us), np.bool_)
+    for span in spans:
+        keep &= (time_us < span.start_us) | (time_us >= span.end_us)
+    return stored if keep.all() else stored.filter(pa.array(keep))
+
+
+def _table(columns: dict[str, Any], schema: pa.Schema) -> pa.Table:
+    return pa.table([columns[name] for name in schema.names], schema=schema)
 
 
 def _column(values: Any) -> Any:
@@ -244,16 +317,6 @@ def _column(values: Any) -> Any:
     if isinstance(values, np.ma.MaskedArray):
         return pa.array(values.data, mask=np.ma.getmaskarray(values))
     return pa.array(values)
-
-
-def _without(stored: pa.Table, dirty: pa.Table) -> pa.Table:
-    """The stored buckets that are not dirty."""
-    if dirty.num_rows == 0 or stored.num_rows == 0:
-        return stored
-    stale = set(zip(dirty["sensor"].to_pylist(), integers(dirty["time"]).tolist(), strict=True))
-    keys = zip(stored["sensor"].to_pylist(), integers(stored["time"]).tolist(), strict=True)
-    keep: Flags = np.fromiter((key not in stale for key in keys), np.bool_, stored.num_rows)
-    return stored.filter(pa.array(keep))
 
 
 _ONE: Any = pa.scalar(1.0)

@@ -31,7 +31,7 @@ class Day:
     state: DayState
     row_count: int
     sorted_rows: int
-    """Rows that the last rewrite put in order."""
+    """Rows that stand in long runs in (sensor, time) order."""
     last_write_us: int
     newest_us: int
     """Greatest reading time in it: only readings up to it can be known already."""

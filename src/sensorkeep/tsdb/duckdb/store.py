@@ -49,7 +49,7 @@ class DuckDBStore:
         except BaseException:
             self._engine.close()
             raise
-        self._maintenance = Maintenance(self._transaction, clock, raw_retention_days)
+        self._maintenance = Maintenance(self._transaction, self._engine.checkpoint, clock, raw_retention_days)
 
     def write(self, writes: Sequence[Write]) -> list[Settled]:
         """See TimeSeriesStore."""

@@ -12,6 +12,7 @@ from sensorkeep.clock import DAY_US
 from sensorkeep.limits import SUMMARY_EXACT_DAYS_MAX, SUMMARY_HOURS_DAYS_MAX
 from sensorkeep.tsdb.base import SUMMARY_COLUMNS
 from sensorkeep.tsdb.duckdb.reading import SUMMARY_SCHEMA, Snapshot, shown
+from sensorkeep.tsdb.duckdb.readings import integers
 from sensorkeep.tsdb.duckdb.sealed import PERCENTILE_COLUMNS
 
 Row = dict[str, Any]
@@ -43,21 +44,26 @@ def _parts(snapshot: Snapshot, start_us: int, end_us: int, count_hours: bool) ->
     last_hour_us = rollup.hour_start(end_us)
     days_us = -(-start_us // DAY_US) * DAY_US, rollup.day_start(end_us)
     days_us = days_us if days_us[0] < days_us[1] else (last_hour_us, last_hour_us)
-    for row in snapshot.days_with_grid(*days_us).to_pylist():
+    for row, _ in _rows(snapshot.days_with_grid(*days_us)):
         yield row | {"distribution": True, "moments": not count_hours, "active_periods": 1}
-    if count_hours:
-        for row in snapshot.buckets("hour", *days_us).to_pylist():
-            yield row | {"distribution": False, "moments": True, "active_periods": 1}
     rest_active: set[int] = set()
-    for first_us, until_us in ((start_us, days_us[0]), (days_us[1], last_hour_us)):
-        for row in snapshot.buckets("hour", first_us, until_us).to_pylist():
+    # Where hours are counted, those of whole days are read too, all with one call.
+    ranges = [(start_us, last_hour_us)] if count_hours else [(start_us, days_us[0]), (days_us[1], last_hour_us)]
+    for first_us, until_us in ranges:
+        for row, time_us in _rows(snapshot.buckets("hour", first_us, until_us)):
             # Where days are counted, the hours of the last day are one period together.
             periods = 1 if count_hours else int(row["sensor"] not in rest_active)
             rest_active.add(row["sensor"])
-            yield row | {"distribution": True, "moments": True, "active_periods": periods}
+            in_day = days_us[0] <= time_us < days_us[1]
+            yield row | {"distribution": not in_day, "moments": True, "active_periods": periods}
     for row in snapshot.summary_from_raw(last_hour_us, end_us).to_pylist():
         periods = 1 if count_hours else int(row["sensor"] not in rest_active)
         yield row | {"distribution": True, "moments": True, "active_periods": periods}
+
+
+def _rows(buckets: pa.Table) -> Iterator[tuple[Row, int]]:
+    """The buckets without their times, and these in microseconds: as Python's times they would cost more."""
+    return zip(buckets.drop_columns(["time"]).to_pylist(), integers(buckets["time"]).tolist(), strict=True)
 
 
 class _Summary:

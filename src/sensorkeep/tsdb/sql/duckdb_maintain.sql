@@ -2,11 +2,24 @@
 -- hourly_dirty or daily_dirty, {rollup} one of the rollup tables.
 
 -- name: roll_hours
-INSERT INTO hourly BY NAME {aggregate}
+INSERT INTO hourly BY NAME {aggregate} ORDER BY series, time
 
 -- name: mark_day_dirty
 -- A day is rolled up by marking all its sensors: the redoing of changed days then does it in bounded portions.
 INSERT INTO daily_dirty SELECT DISTINCT series, make_timestamptz($day_us) FROM {day}
+
+-- name: rows_end
+SELECT coalesce(max(rowid), -1) + 1 FROM {table}
+
+-- name: order_hours
+-- Hours come a few at a time. With a day of them in order, those of one sensor are together.
+INSERT INTO hourly FROM hourly
+WHERE time >= make_timestamptz($start_us) AND time < make_timestamptz($end_us) AND rowid < $rows_end
+ORDER BY series, time
+
+-- name: forget_unordered_hours
+DELETE FROM hourly
+WHERE time >= make_timestamptz($start_us) AND time < make_timestamptz($end_us) AND rowid < $rows_end
 
 -- name: first_dirty
 SELECT min(series) FROM {dirty} WHERE time >= make_timestamptz($start_us) AND time < make_timestamptz($end_us)
@@ -32,7 +45,7 @@ WHERE {rollup}.series = rebuilt.series AND {rollup}.time = rebuilt.time
     AND {rollup}.time >= make_timestamptz($start_us) AND {rollup}.time < make_timestamptz($end_us)
 
 -- name: save_buckets
-INSERT INTO {rollup} BY NAME FROM rebuilt
+INSERT INTO {rollup} BY NAME FROM rebuilt ORDER BY series, time
 
 -- name: count_buckets_before
 SELECT count(*) FROM {rollup} WHERE time < make_timestamptz($before_us)
@@ -43,14 +56,20 @@ INSERT INTO {rollup}_settled FROM {rollup} WHERE time < make_timestamptz($before
 -- name: forget_settled_buckets
 DELETE FROM {rollup} WHERE time < make_timestamptz($before_us)
 
--- name: rewrite_day
-CREATE TABLE {rewritten} AS FROM {day} ORDER BY series, time
+-- name: first_row
+SELECT min(rowid) FROM {day}
+
+-- name: order_run
+-- The times of every other sensor run backwards, so that they need no jump from the end of one sensor to the start of
+-- the next: they are stored as differences, and a jump would take 37 bits for each of two thousand.
+INSERT INTO {day} FROM {day} WHERE rowid >= $first AND rowid < $end
+ORDER BY series, if(series % 2 = 0, epoch_us(time), -epoch_us(time))
+
+-- name: forget_run
+DELETE FROM {day} WHERE rowid >= $first AND rowid < $end
 
 -- name: drop_day
 DROP TABLE {day}
-
--- name: rename_day
-ALTER TABLE {rewritten} RENAME TO {day}
 
 -- name: prune_batches
 DELETE FROM batches WHERE written_us < $before_us

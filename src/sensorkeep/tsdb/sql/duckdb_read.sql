@@ -16,11 +16,26 @@ SELECT version FROM marks
 (SELECT * FROM {table}
 JOIN (SELECT unnest($series) AS series, generate_subscripts($series, 1) AS place) USING (series))
 
--- name: read_raw
--- At $start_us itself only the sensors after $after_place.
-SELECT series, time, value, status, battery, rssi, lqi, battery_voltage FROM {source}
-WHERE time >= make_timestamptz($start_us) AND time < make_timestamptz($end_us)
-    AND (time > make_timestamptz($start_us) OR place > $after_place)
+-- name: readings_of_sensors
+-- {span} numbers the parts of days that are selected together; their bounds are parameters.
+SELECT * FROM {source} AS source
+WHERE source.time >= make_timestamptz($start_{span}) AND source.time < make_timestamptz($end_{span})
+
+-- name: instants_of_sensors
+SELECT series, time, value FROM {source} AS source
+WHERE source.time >= make_timestamptz($start_{span}) AND source.time < make_timestamptz($end_{span})
+
+-- name: values_of_sensors
+SELECT series, epoch_us(source.time) AS time, value FROM {source} AS source
+WHERE source.time >= make_timestamptz($start_{span}) AND source.time < make_timestamptz($end_{span})
+
+-- name: limited
+{source} LIMIT $limit
+
+-- name: first_readings
+-- At $first_us itself only the sensors after $after_place.
+SELECT series, time, value, status, battery, rssi, lqi, battery_voltage FROM ({source})
+WHERE time > make_timestamptz($first_us) OR place > $after_place
 ORDER BY time, place
 LIMIT $limit
 
@@ -46,12 +61,14 @@ WHERE source.time >= make_timestamptz($start_us) AND source.time < make_timestam
 {buckets} ORDER BY source.time, place LIMIT $limit
 
 -- name: dirty_of_sensors
-SELECT DISTINCT series, epoch_us(time) AS time FROM {source}
-WHERE time >= make_timestamptz($start_us) AND time < make_timestamptz($end_us)
-
--- name: readings_of_sensors
-SELECT series, time, value FROM {source}
-WHERE time >= make_timestamptz($start_us) AND time < make_timestamptz($end_us)
+-- Of each day the first and the last bucket.
+SELECT
+    CAST(floor(epoch_us(source.time) / 86400000000) AS INTEGER) AS day,
+    epoch_us(min(source.time)) AS first,
+    epoch_us(max(source.time)) AS last
+FROM {source} AS source
+WHERE source.time >= make_timestamptz($start_us) AND source.time < make_timestamptz($end_us)
+GROUP BY day
 
 -- name: hours_from_raw
 SELECT
@@ -64,7 +81,7 @@ SELECT series, epoch_us(time) AS time, count, sum, min, max, m2, active_minutes,
 FROM ({aggregate})
 
 -- name: summary_from_raw
--- {source}: a union of readings_of_sensors over days; $origin_us is the start of the first of them.
+-- {source}: a union of values_of_sensors; $origin_us is the start of the first day.
 SELECT
     series, count, sum, min, max, m2, active_minutes, active_periods,
     percentiles[1] AS median,
@@ -79,8 +96,8 @@ FROM (
         min(value) AS min,
         max(value) AS max,
         if(isfinite(var_pop(value)), var_pop(value) * count(value), NULL) AS m2,
-        count(DISTINCT (epoch_us(time) - $origin_us) // 60000000)::INTEGER AS active_minutes,
-        count(DISTINCT (epoch_us(time) - $origin_us) // 3600000000)::INTEGER AS active_periods,
+        count(DISTINCT (time - $origin_us) // 60000000)::INTEGER AS active_minutes,
+        count(DISTINCT (time - $origin_us) // 3600000000)::INTEGER AS active_periods,
         quantile_cont(value, [0.5, 0.95, 0.99]) AS percentiles
     FROM ({source})
     GROUP BY series

@@ -18,7 +18,7 @@ CREATE TABLE IF NOT EXISTS series (
     id INTEGER NOT NULL,
     uuid VARCHAR NOT NULL
 );
--- state: open, closed (rewritten sorted), sealed (raw dropped). sorted_rows: how many the last rewrite held.
+-- state: open, closed (in order), sealed (raw dropped). sorted_rows: how many stand in runs in (sensor, time) order.
 -- newest_us: greatest reading time; only readings up to it can be known already.
 CREATE TABLE IF NOT EXISTS days (
     day INTEGER NOT NULL,
@@ -62,8 +62,8 @@ CREATE TABLE IF NOT EXISTS late_stage (
 CREATE TABLE IF NOT EXISTS hourly_dirty (series INTEGER NOT NULL, time TIMESTAMPTZ NOT NULL);
 CREATE TABLE IF NOT EXISTS daily_dirty (series INTEGER NOT NULL, time TIMESTAMPTZ NOT NULL);
 -- Rollups. `minutes` has one bit for each minute of the hour with a reading. New and redone buckets go to `hourly`;
--- when their days are closed they move to `hourly_settled` in (series, time) order, a row group at a time, where a
--- month of one sensor is five times faster to read. A bucket is in one of the two.
+-- when their days are closed they move to `hourly_settled` in (series, time) order, many at a time, where a month of
+-- one sensor is five times faster to read. A bucket is in one of the two.
 CREATE TABLE IF NOT EXISTS hourly (
     series INTEGER NOT NULL,
     time TIMESTAMPTZ NOT NULL,
