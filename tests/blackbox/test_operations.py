@@ -286,3 +286,31 @@ def use_secrets(server: Server) -> list[str]:
     parts = [tokens, form, refreshed]
     signatures = [part[name].rpartition(".")[2] for part in parts for name in ("access_token", "refresh_token")]
     return [API_KEY, API_KEY_WS, PASSWORD, made, ticket, str(user["password"]), *wrong.values(), *signatures]
+
+
+def test_monitors_may_ask_with_head_and_people_find_the_documentation_at_the_root(server: Server) -> None:
+    for path in ("/health", "/ping"):
+        answer = server.anonymous.head(path)
+        assert (answer.status_code, answer.content) == (200, b"")
+    root = server.anonymous.get(server.url + "/")
+    assert (root.status_code, root.headers["location"]) == (307, "/docs")
+
+
+@pytest.mark.parametrize(
+    ("path", "headers"),
+    [
+        ("/telemetry/quarantine?cursor=wrI", {}),
+        ("/telemetry/quarantine?cursor=OTk5OTk5OTk5OTk5OTk5OTk5OTk5OTk5OTk5OTk5", {}),
+        ("/telemetry/batches?cursor=OTk5OTk5OTk5OTk5OTk5OTk5OTk5OTk5OTk5OTk5L2E", {}),
+    ],
+)
+def test_a_made_up_cursor_is_a_400(server: Server, path: str, headers: dict[str, str]) -> None:
+    problem(server.client.get(path, headers=headers), 400, "bad_parameter")
+
+
+def test_a_preference_that_is_no_number_is_ignored(server: Server) -> None:
+    for wait in (b"wait=\xb2", b"wait=" + b"9" * 5000, b"wait=soon"):
+        answer = server.client.post(
+            "/readings", json={"sensor_id": "preference", "values": {"v": 1}}, headers=[(b"Prefer", wait)]
+        )
+        assert answer.status_code == 201

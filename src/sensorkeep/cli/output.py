@@ -14,7 +14,7 @@ from typing import Protocol, TextIO
 import typer
 from rich import progress as rich_progress
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from sensorkeep.clock import Clock, SystemClock
@@ -143,7 +143,7 @@ class Output:
                 self._stdout.write("\t".join(row) + "\n")
             self._stdout.flush()
             return
-        table = Table(*columns, title=title)
+        table = Table(*(Column(name, overflow="fold") for name in columns), title=title)  # never cut: ids are copied
         for row in cells:
             table.add_row(*(Text(cell) for cell in row))
         Console(file=self._stdout).print(table)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -115,9 +116,8 @@ def _greet(application: Application, port: int, password: str | None) -> None:
     issued = application.auth.administration.issue_key(
         "first steps", ["ingest", "read"], LOCAL_ACTOR, expires_us=now_us + FIRST_KEY_SECONDS * MICROSECONDS
     )
-    output.line(
-        f"  user:     admin, password {password}  (shown only now; change it with: sensorkeep user password admin)"
-    )
+    change = f"{sys.argv[0]} user password admin --data-dir {application.data_dir.path}"
+    output.line(f"  user:     admin, password {password}  (shown only now; change it with: {change})")
     output.line("  send a reading and read it back (this key ends in 24 hours):")
     output.line(
         f"    curl -X POST {address}/api/v1/temperature_reading -H 'X-API-Key: {issued.secret}'"

@@ -270,6 +270,7 @@ class IngestRoutes:
             answer.update(
                 status=batch.state, stored=batch.stored, updated=batch.updated, duplicate=batch.duplicate,
                 quarantined=batch.quarantined,
+                message=f"{batch.readings - batch.quarantined} of {batch.readings} readings are stored",
             )  # fmt: skip
 
     async def _once(self, handler: Handler, request: _Request, raw_key: bytes) -> _Answer:

@@ -10,6 +10,7 @@ from importlib.resources import files
 from fastapi import FastAPI, Request, Response
 from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
 from starlette.concurrency import run_in_threadpool
+from starlette.responses import RedirectResponse
 
 from sensorkeep.errors import NotFound
 
@@ -68,7 +69,12 @@ def install_docs(app: FastAPI) -> None:
     for prefix in ("", "/api/v1"):
         app.add_api_route(f"{prefix}/docs", swagger, include_in_schema=False, response_class=Response)
         app.add_api_route(f"{prefix}/redoc", redoc, include_in_schema=False, response_class=Response)
+    app.add_api_route("/", _to_docs, include_in_schema=False, response_class=Response)
     app.add_api_route(f"{ASSETS_PATH}/{{name}}", asset, include_in_schema=False, response_class=Response)
+
+
+async def _to_docs(request: Request) -> Response:
+    return RedirectResponse(f"{request.scope.get('root_path', '')}/docs")
 
 
 def _read_asset(name: str) -> bytes:

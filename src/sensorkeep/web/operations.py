@@ -62,6 +62,8 @@ def health_router(monitor: HealthMonitor, gate: Gate, clock: Clock, version: str
     async def ping() -> Response:
         return _json({"status": "ok", "message": "Sensorkeep is running"}, 200)
 
+    for path, endpoint in (("/health", health), ("/ping", ping)):  # uptime monitors ask with HEAD
+        router.add_api_route(path, endpoint, methods=["HEAD"], include_in_schema=False)
     return router
 
 
