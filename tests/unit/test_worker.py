@@ -265,3 +265,50 @@ def test_it_has_caught_up_once_what_waited_is_settled(pipeline: Pipeline) -> Non
     pipeline.worker.round()
     assert pipeline.worker.caught_up.is_set()
     assert totals(pipeline).pending == 0
+
+
+def test_the_reading_accepted_later_wins_though_the_earlier_batch_failed_for_a_while(pipeline: Pipeline) -> None:
+    first, second = send(pipeline, 0, 10, value=1.0), send(pipeline, 0, 10, value=2.0)
+    write = pipeline.store.write
+    refuse(pipeline, {first})
+    with pytest.raises(Unavailable):
+        pipeline.worker.round()
+    assert pipeline.ledger.batch(second).state == "accepted", "it waits for the one before it"
+    pipeline.store.write = write  # type: ignore[method-assign]
+    work_to_rest(pipeline)
+    values = pipeline.store.read_raw([SENSOR], 0, 2 * START_US, 100)["value"].to_pylist()
+    assert set(values) == {2.0}
+    newest = pipeline.latest.reading(SENSOR)
+    assert newest is not None
+    assert newest.value == 2.0
+
+
+def test_a_maintenance_that_fails_is_told_and_stops_nothing(pipeline: Pipeline) -> None:
+    send(pipeline, 0, 10)
+    work_to_rest(pipeline)
+    break_once(pipeline, pipeline.store, "maintain", RuntimeError("unforeseen"), after=False)
+    pipeline.clock.advance(60)
+    pipeline.worker.round()
+    assert "unforeseen" in (pipeline.worker.maintenance_failed_because or "")
+    send(pipeline, 20, 10)
+    work_to_rest(pipeline)
+    pipeline.clock.advance(60)
+    pipeline.worker.round()
+    assert totals(pipeline) == Accounting(received=20, stored=20)
+    assert pipeline.worker.maintenance_failed_because is None
+
+
+def test_a_claim_that_is_delivered_twice_is_stored_and_acknowledged_once(pipeline: Pipeline) -> None:
+    send(pipeline, 0, 10)
+    work_to_rest(pipeline)
+    send(pipeline, 0, 5, late_us=DAY_US)
+    fetch, settle = pipeline.queue.fetch, pipeline.store.settle
+    taken = fetch(10, 1_000, 0.0)
+    pipeline.queue.fetch = lambda *_: list(taken)  # type: ignore[method-assign]
+    pipeline.store.settle = list  # type: ignore[method-assign]
+    for _ in range(2):
+        pipeline.worker.round()
+    pipeline.queue.fetch, pipeline.store.settle = fetch, settle  # type: ignore[method-assign]
+    work_to_rest(pipeline)
+    assert totals(pipeline) == Accounting(received=15, stored=15)
+    assert pipeline.queue.depth().claims == 0
