@@ -134,6 +134,7 @@ def run(data_dir: Path, folder: Path) -> None:
     moved = today - timedelta(days=DAYS) - date(2010, 1, 1)
     with serving(data_dir) as (url, credential), ApiClient(url, credential) as client:
         output.line(f"a server of its own: {url}, data in {data_dir}")
+        output.line("the measurements are of 2010; their dates are moved so that the year ends yesterday")
         import_seattle(url, credential, moved, folder)
         told = send_san_francisco(client, moved)
         output.line(f"San Francisco: {told['readings']} readings received, {told['stored']} stored")

@@ -55,7 +55,7 @@ class Config(BaseSettings):
         _setting(
             "ingest_threads", "Serving", "Bulk requests decoded at the same time; each holds one buffer.", ge=1, le=64
         ),
-    ] = 2
+    ] = 1
     metrics_open: Annotated[
         bool, _setting("metrics_open", "Serving", "Serve /metrics to everybody, not only to loopback.")
     ] = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
@@ -24,6 +25,9 @@ class _WithoutPandas(MetaPathFinder):
 def main() -> None:
     """The entry point of the `sensorkeep` script."""
     sys.meta_path.insert(0, _WithoutPandas())
+    # Columns come and go with every batch: the C library's allocator took 10-20 % less CPU for it than Arrow's own,
+    # and 40 MiB less memory (docs/decisions/0007).
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     from sensorkeep.cli.commands import app  # only now: what it imports looks for pandas
 
     app()

@@ -83,7 +83,7 @@ class Acceptor:
         ids: IdSource,
         metrics: Metrics,
         settings: IngestSettings,
-        decoders: int = 2,
+        decoders: int = 1,
     ) -> None:
         self._object_store = object_store
         self._queue = queue
