@@ -133,9 +133,7 @@ class Application:
         live = LiveEndpoint(self.hub, self.auth.gate, self.auth.tickets)
         api.router.routes.append(WebSocketRoute("/ws/sensor_updates", live))
         self._ingest = self._ingest_routes(api)
-        inner: AsgiApp = self._ingest
-        if self.config.cors_origins:
-            inner = with_cors(inner, self.config.cors_origins)
+        inner = with_cors(cast(Any, self._ingest), self.config.cors_origins)
         proxied = cast(AsgiApp, ProxyHeadersMiddleware(cast(Any, inner), list(self.config.trusted_proxies)))
         shell = RequestMiddleware(proxied, self.metrics, self.clock, self.ids, access_log)
         shell.express = self._express_lane(shell)

@@ -97,14 +97,14 @@ class Acceptor:
         self.settings = settings
         self._decoding = threading.BoundedSemaphore(decoders)
 
-    def bulk(self, chunks: Iterable[bytes], encoding: str, sender: Sender, batch_id: str | None = None) -> Accepted:
+    def bulk(self, chunks: Iterable[bytes], encoding: str, sender: Sender) -> Accepted:
         """Accept the bulk form from `chunks` of the body as sent, with `encoding` its Content-Encoding.
 
         Raises InvalidInput and LimitExceeded as SPEC section 3 says, Unavailable where it cannot be made durable;
         nothing is kept then.
         """
         options = self.options(sender)
-        batch_id = batch_id or self._ids.new()
+        batch_id = self._ids.new()
         key = object_key(options.received_us, batch_id)
         body = _BulkBody(chunks, encoding, options, self.settings, self._decoding)
         self._object_store.put(key, body.stored())
@@ -112,12 +112,12 @@ class Acceptor:
         claim = self._claim(batch_id, WireFormat.ESM_BULK, batch, options, sender, object_key=key)
         return self._accept(claim, batch, body.wire_bytes)
 
-    def readings(self, body: bytes, sender: Sender, batch_id: str | None = None) -> Accepted:
+    def readings(self, body: bytes, sender: Sender) -> Accepted:
         """Accept the body of POST /readings (inflated JSON). Raises as `bulk` does."""
         options = self.options(sender)
         batch = decode_readings(body, options)
         _require_usable(batch)
-        batch_id = batch_id or self._ids.new()
+        batch_id = self._ids.new()
         key = None
         if len(body) > limits.SMALL_BODY_BYTES_MAX:
             key = object_key(options.received_us, batch_id)

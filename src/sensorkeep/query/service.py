@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, tzinfo
+from datetime import UTC, tzinfo
 from typing import Any, Literal
 
 import pyarrow as pa
 
 from sensorkeep.catalog.base import BatchLedger, Inventory, LatestReadings
-from sensorkeep.clock import MICROSECONDS, Clock, rfc3339
+from sensorkeep.clock import MICROSECONDS, Clock, LocalTime, rfc3339
 from sensorkeep.errors import InvalidInput, NotFound
 from sensorkeep.limits import (
     EXTERNAL_ID_CHARS_MAX,
@@ -83,7 +83,7 @@ class QueryService:
         self._latest = latest
         self._ledger = ledger
         self._clock = clock
-        self._display_timezone = display_timezone
+        self._display_time = LocalTime(display_timezone)
         self._raw_retention_days = raw_retention_days
 
     # --- history --------------------------------------------------------------------------------------------------
@@ -199,11 +199,11 @@ class QueryService:
                 values.append(_latest_value(sensor, reading))
         if newest_us is None:
             raise NotFound(f"There is no reading of {identifier!r} yet")
-        date, time = self._display(newest_us)
+        date, time = self._display_time.date_and_time(newest_us)
         return LatestOfEquipment(_shown(identifier), equipment.uuid, date, time, rfc3339(newest_us), values)
 
     def _latest_single(self, record: LatestRecord) -> dict[str, Any]:
-        date, time = self._display(record.time_us)
+        date, time = self._display_time.date_and_time(record.time_us)
         answer: dict[str, Any] = {"id": record.id}
         answer |= dict.fromkeys(_SINGLE_VALUES)
         # Further quantities come before the rest, so that one that is called like a member cannot replace it.
@@ -219,7 +219,7 @@ class QueryService:
         return answer
 
     def _latest_of_sensor(self, identifier: str, reading: LatestReading) -> LatestOfSensor:
-        date, time = self._display(reading.time_us)
+        date, time = self._display_time.date_and_time(reading.time_us)
         return LatestOfSensor(
             _shown(identifier),
             reading.sensor_uuid,
@@ -230,10 +230,6 @@ class QueryService:
             time,
             rfc3339(reading.time_us),
         )
-
-    def _display(self, time_us: int) -> tuple[str, str]:
-        moment = datetime.fromtimestamp(time_us // MICROSECONDS, self._display_timezone)
-        return f"{moment:%Y-%m-%d}", f"{moment:%H:%M:%S}"
 
     # --- the catalog ----------------------------------------------------------------------------------------------
 
