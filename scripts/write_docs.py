@@ -18,8 +18,9 @@ the same thing.
 Commands that talk to a running server take its address and credential from `SENSORKEEP_URL`, `SENSORKEEP_CLIENT_KEY`,
 `SENSORKEEP_USERNAME` and `SENSORKEEP_PASSWORD`, or from their options.
 
-`KAFKA_BROKERS`, `KAFKA_TOPIC`, `REDIS_URL`, `DATABASE_URL` and `MINIO_…` name services that this version does not use
-yet; `serve` says so where one is set.
+Which backend serves is chosen by URL. With everything embedded, `sensorkeep serve` needs no setting at all. Gateways
+and workers (`sensorkeep gateway`, `sensorkeep worker`) share an object store, a queue, a time series store and a
+catalog, so that all four must name a service; see [DEPLOYMENT.md](DEPLOYMENT.md).
 
 This file is generated from `src/sensorkeep/config.py` by `make docs`.
 

@@ -6,6 +6,7 @@ Only app/ and the command line read it; every other part gets plain arguments.
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 import zoneinfo
 from collections.abc import Mapping
@@ -22,12 +23,10 @@ PREFIX = "SENSORKEEP_"
 CONFIG_FILE_VARIABLE = "SENSORKEEP_CONFIG"
 CLIENT_VARIABLES = frozenset({"SENSORKEEP_URL", "SENSORKEEP_CLIENT_KEY", "SENSORKEEP_USERNAME", "SENSORKEEP_PASSWORD"})
 """Variables of the commands that talk to a running server; no settings of ours."""
-DISTRIBUTED_VARIABLES = (
-    "KAFKA_BROKERS", "KAFKA_TOPIC", "REDIS_URL", "DATABASE_URL", "MINIO_ENDPOINT", "MINIO_ACCESS_KEY",
-    "MINIO_SECRET_KEY", "MINIO_BUCKET",
-)  # fmt: skip
-"""Older programs' names for services that this version does not use yet; `serve` says so where one is set."""
-SECTIONS = ("Serving", "Storage", "Ingest", "Time", "Security", "Live", "Logging")
+SECTIONS = ("Serving", "Storage", "Services", "Ingest", "Time", "Security", "Live", "Logging")
+DEFAULT_BUCKET = "telemetry-raw"
+
+_POSTGRESQL = re.compile(r"^postgres(?:ql)?(?:\+\w+)?://")
 
 
 def _setting(name: str, section: str, description: str, *aliases: str, **constraints: Any) -> Any:
@@ -56,6 +55,16 @@ class Config(BaseSettings):
             "ingest_threads", "Serving", "Bulk requests decoded at the same time; each holds one buffer.", ge=1, le=64
         ),
     ] = 1
+    worker_port: Annotated[
+        int,
+        _setting(
+            "worker_port",
+            "Serving",
+            "Port of a worker's health and metrics (`sensorkeep worker`); 0 takes a free one.",
+            ge=0,
+            le=65535,
+        ),
+    ] = 8001
     metrics_open: Annotated[
         bool, _setting("metrics_open", "Serving", "Serve /metrics to everybody, not only to loopback.")
     ] = False
@@ -80,18 +89,55 @@ class Config(BaseSettings):
         "sensorkeep-data"
     )
     object_store_url: Annotated[
-        str, _setting("object_store_url", "Storage", "Raw payloads. Default: `file://` in the data directory.")
+        str,
+        _setting(
+            "object_store_url",
+            "Storage",
+            "Raw payloads: `file:///path` or `s3://bucket`. Default: `file://` in the data directory, or with an S3"
+            f" endpoint `s3://{DEFAULT_BUCKET}`.",
+            "MINIO_BUCKET",
+        ),
     ] = ""
     queue_url: Annotated[
-        str, _setting("queue_url", "Storage", "Claim queue. Default: `sqlite://` in the data directory.")
+        str,
+        _setting(
+            "queue_url",
+            "Storage",
+            "Claim queue: `sqlite:///path` or `kafka://host:9092,host:9092`. Default: `sqlite://` in the data"
+            " directory.",
+            "KAFKA_BROKERS",
+        ),
     ] = ""
     tsdb_url: Annotated[
-        str, _setting("tsdb_url", "Storage", "Readings and rollups. Default: `duckdb://` in the data directory.")
+        str,
+        _setting(
+            "tsdb_url",
+            "Storage",
+            "Readings and rollups: `duckdb:///path` or `postgresql://user:password@host/database`. Default: `duckdb://`"
+            " in the data directory.",
+            "DATABASE_URL",
+        ),
     ] = ""
     catalog_url: Annotated[
-        str, _setting("catalog_url", "Storage", "Catalog. Default: `sqlite://` in the data directory.")
+        str,
+        _setting(
+            "catalog_url",
+            "Storage",
+            "Catalog: `sqlite:///path` or `postgresql://user:password@host/database`. Default: `sqlite://` in the data"
+            " directory.",
+            "DATABASE_URL",
+        ),
     ] = ""
-    pubsub_url: Annotated[str, _setting("pubsub_url", "Storage", "Live messages between processes.")] = "memory://"
+    pubsub_url: Annotated[
+        str,
+        _setting(
+            "pubsub_url",
+            "Storage",
+            "Live messages between processes, and what they share from moment to moment: `memory://` or"
+            " `redis://host:6379` (Valkey, Redis).",
+            "REDIS_URL",
+        ),
+    ] = "memory://"
     raw_retention_days: Annotated[
         int, _setting("raw_retention_days", "Storage", "Days raw readings are kept; 0 keeps them for ever.", ge=0)
     ] = limits.RAW_RETENTION_DAYS
@@ -108,6 +154,63 @@ class Config(BaseSettings):
         int, _setting("tsdb_memory_bytes", "Storage", "Memory DuckDB may use, in bytes.", ge=64 * limits.MIB)
     ] = 256 * limits.MIB
     tsdb_threads: Annotated[int, _setting("tsdb_threads", "Storage", "Threads DuckDB may use.", ge=1, le=64)] = 2
+
+    s3_endpoint: Annotated[
+        str,
+        _setting(
+            "s3_endpoint", "Services", "Address of the S3 service, such as `http://seaweedfs:8333`; empty for AWS.",
+            "MINIO_ENDPOINT",
+        ),
+    ] = ""  # fmt: skip
+    s3_access_key: Annotated[
+        SecretStr | None,
+        _setting("s3_access_key", "Services", "Access key of the S3 service.", "MINIO_ACCESS_KEY", "AWS_ACCESS_KEY_ID"),
+    ] = None
+    s3_secret_key: Annotated[
+        SecretStr | None,
+        _setting(
+            "s3_secret_key", "Services", "Secret key of the S3 service.", "MINIO_SECRET_KEY", "AWS_SECRET_ACCESS_KEY"
+        ),
+    ] = None
+    s3_region: Annotated[str, _setting("s3_region", "Services", "Region of the bucket.", "AWS_REGION")] = "us-east-1"
+    kafka_topic: Annotated[
+        str, _setting("kafka_topic", "Services", "Topic of the claims; made where there is none.", "KAFKA_TOPIC")
+    ] = "telemetry.raw"
+    kafka_partitions: Annotated[
+        int,
+        _setting(
+            "kafka_partitions",
+            "Services",
+            "Partitions of a topic that is made: the greatest number of workers that share the work.",
+            ge=1,
+            le=1024,
+        ),
+    ] = 12
+    kafka_replication_factor: Annotated[
+        int,
+        _setting(
+            "kafka_replication_factor",
+            "Services",
+            "Copies of a topic that is made; 3 on a cluster, so that a lost broker loses nothing.",
+            ge=1,
+            le=16,
+        ),
+    ] = 1
+    kafka_security_protocol: Annotated[
+        Literal["plaintext", "ssl", "sasl_plaintext", "sasl_ssl"],
+        _setting("kafka_security_protocol", "Services", "How the brokers are spoken to."),
+    ] = "plaintext"
+    kafka_sasl_mechanism: Annotated[
+        Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"],
+        _setting("kafka_sasl_mechanism", "Services", "How a `sasl_` protocol proves the user."),
+    ] = "SCRAM-SHA-512"
+    kafka_username: Annotated[str, _setting("kafka_username", "Services", "User at the brokers.")] = ""
+    kafka_password: Annotated[
+        SecretStr | None, _setting("kafka_password", "Services", "The user's password at the brokers.")
+    ] = None
+    kafka_ca_file: Annotated[
+        Path | None, _setting("kafka_ca_file", "Services", "PEM file of the authorities that sign the brokers' names.")
+    ] = None
 
     max_wire_bytes: Annotated[
         int, _setting("max_wire_bytes", "Ingest", "Largest request body as sent, in bytes.", ge=1024)
@@ -200,6 +303,30 @@ class Config(BaseSettings):
     @classmethod
     def _lower(cls, value: Any) -> Any:
         return value.lower() if isinstance(value, str) else value
+
+    @field_validator("s3_endpoint")
+    @classmethod
+    def _with_scheme(cls, value: str) -> str:
+        """MINIO_ENDPOINT was written as `minio:9000`."""
+        return f"http://{value}" if value and "://" not in value else value.rstrip("/")
+
+    @field_validator("object_store_url")
+    @classmethod
+    def _of_bucket(cls, value: str) -> str:
+        """MINIO_BUCKET named the bucket alone."""
+        return f"s3://{value}" if value and "://" not in value else value
+
+    @field_validator("queue_url")
+    @classmethod
+    def _of_brokers(cls, value: str) -> str:
+        """KAFKA_BROKERS named the brokers alone."""
+        return f"kafka://{value}" if value and "://" not in value else value
+
+    @field_validator("tsdb_url", "catalog_url")
+    @classmethod
+    def _without_driver(cls, value: str) -> str:
+        """DATABASE_URL is often written as `postgres://`, or with the name of a Python driver."""
+        return _POSTGRESQL.sub("postgresql://", value)
 
     @field_validator("naive_timezone", "display_timezone")
     @classmethod

@@ -102,8 +102,3 @@ def test_the_first_start_prints_a_password_once_and_a_call_that_works(data_dir: 
             assert again.anonymous.post("/auth/login", json=login).status_code == 200
         finally:
             again.stop()
-
-
-def test_a_service_of_the_older_programs_that_is_not_used_is_told(data_dir: Path) -> None:
-    with running(data_dir, KAFKA_BROKERS="kafka:9092", REDIS_URL="redis://redis") as server:
-        assert "note: KAFKA_BROKERS, REDIS_URL set but not used" in server.log

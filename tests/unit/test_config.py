@@ -46,6 +46,10 @@ def test_the_environment_wins_over_the_file_and_an_option_over_both(
         ("RATE_LIMIT_PER_MINUTE", "rate_limit_per_minute", "120"),
         ("CORS_ORIGINS", "cors_origins", "http://a.example, http://b.example"),
         ("LOG_LEVEL", "log_level", "ERROR"),
+        ("MINIO_ACCESS_KEY", "s3_access_key", "an-access-key"),
+        ("MINIO_SECRET_KEY", "s3_secret_key", "a-secret-key"),
+        ("KAFKA_TOPIC", "kafka_topic", "telemetria"),
+        ("REDIS_URL", "pubsub_url", "redis://cache:6379"),
     ],
 )
 def test_the_names_of_the_older_programs_work(
@@ -54,6 +58,19 @@ def test_the_names_of_the_older_programs_work(
     default = getattr(load_config(), field)
     monkeypatch.setenv(variable, value)
     assert getattr(load_config(), field) != default
+
+
+def test_what_the_older_programs_wrote_without_a_scheme_or_with_a_driver_becomes_a_url(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("KAFKA_BROKERS", "kafka1:9092,kafka2:9092")
+    monkeypatch.setenv("MINIO_ENDPOINT", "minio:9000")
+    monkeypatch.setenv("MINIO_BUCKET", "telemetry-raw")
+    monkeypatch.setenv("DATABASE_URL", "postgresql+asyncpg://esm:secret@timescaledb:5432/esm")
+    config = load_config()
+    assert config.queue_url == "kafka://kafka1:9092,kafka2:9092"
+    assert (config.s3_endpoint, config.object_store_url) == ("http://minio:9000", "s3://telemetry-raw")
+    assert config.tsdb_url == config.catalog_url == "postgresql://esm:secret@timescaledb:5432/esm"
 
 
 def test_our_name_wins_over_an_alias(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,13 +7,15 @@ from contextlib import contextmanager
 
 from pydantic import SecretStr
 
-from sensorkeep.app.urls import embedded_path
-from sensorkeep.auth.administration import Administration
+from sensorkeep.app.backends import open_catalog
+from sensorkeep.app.urls import is_embedded
+from sensorkeep.auth.administration import Administration, ensure_admin
+from sensorkeep.auth.passwords import Passwords
 from sensorkeep.auth.setup import AuthSettings, open_auth
 from sensorkeep.catalog.accounts import CatalogAccounts
-from sensorkeep.catalog.database import open_database
+from sensorkeep.catalog.base import Accounts, Registry
 from sensorkeep.catalog.registry import CatalogRegistry
-from sensorkeep.clock import IdSource, SystemClock
+from sensorkeep.clock import Clock, IdSource, SystemClock
 from sensorkeep.config import Config
 from sensorkeep.errors import BadConfig
 
@@ -21,16 +23,29 @@ from sensorkeep.errors import BadConfig
 @contextmanager
 def open_administration(config: Config) -> Iterator[Administration]:
     """Users and keys alone, for the command line; works beside a running server. Raises BadConfig, Unavailable."""
-    path = embedded_path(config, "catalog_url", "sqlite", config.data_dir.resolve() / "catalog.sqlite")
-    if not path.parent.is_dir():
-        raise BadConfig(f"there is no data directory {path.parent}; name it with SENSORKEEP_DATA_DIR or --data-dir")
+    if is_embedded(config, "catalog_url") and not config.data_dir.is_dir():
+        folder = config.data_dir.resolve()
+        raise BadConfig(f"there is no data directory {folder}; name it with SENSORKEEP_DATA_DIR or --data-dir")
     clock = SystemClock()
-    database = open_database(f"sqlite:///{path}")
+    database = open_catalog(config)
     try:
         accounts, registry = CatalogAccounts(database, clock), CatalogRegistry(database)
         yield open_auth(accounts, registry, clock, IdSource(clock), auth_settings(config)).administration
     finally:
         database.close()
+
+
+def make_first_admin(config: Config, accounts: Accounts, registry: Registry, clock: Clock) -> str | None:
+    """Create the user `admin` where there is no user; the password where one was generated. Raises BadConfig."""
+    password = config.admin_password
+    return ensure_admin(
+        accounts,
+        registry,
+        None if password is None else password.get_secret_value(),
+        config.demo,
+        passwords=Passwords(auth_settings(config).password_parameters),
+        clock=clock,
+    )
 
 
 def auth_settings(config: Config) -> AuthSettings:

@@ -11,8 +11,9 @@ from sensorkeep.cli.doctor import doctor_command
 from sensorkeep.cli.exporting import export_command
 from sensorkeep.cli.importing import import_command
 from sensorkeep.cli.manage import keys, users
+from sensorkeep.cli.migrating import migrations
 from sensorkeep.cli.replaying import replay_command
-from sensorkeep.cli.serve import serve_command
+from sensorkeep.cli.serve import gateway_command, serve_command, worker_command
 from sensorkeep.cli.simulate import simulate_command
 
 app = typer.Typer(
@@ -40,6 +41,9 @@ def _root(
 
 
 app.command("serve")(serve_command)
+app.command("gateway")(gateway_command)
+app.command("worker")(worker_command)
+app.add_typer(migrations, name="migrate")
 app.add_typer(users, name="user")
 app.add_typer(keys, name="key")
 app.command("import")(import_command)

@@ -71,12 +71,15 @@ def _is_served(host: str, port: int) -> bool:
 def _stores(config: Config) -> Iterator[Finding]:
     """Open every store and ask it to prove itself; where a server has them open, it is asked by /health instead."""
     from sensorkeep.app.application import Application
+    from sensorkeep.app.backends import is_shared
 
-    if not config.data_dir.exists():
+    shared = is_shared(config)
+    if not shared and not config.data_dir.exists():
         yield "data", "ok", f"{config.data_dir} does not exist yet; the first start makes it"
         return
     try:
-        application = Application(config)
+        # As a gateway it takes no part in the work: no worker loses a partition to it.
+        application = Application(config, role="gateway" if shared else "serve")
     except DataDirInUse as error:
         yield "data", "ok", f"{error.detail.split(';')[0]}: see its /api/v1/health/detailed"
         return
@@ -86,7 +89,7 @@ def _stores(config: Config) -> Iterator[Finding]:
     try:
         for name, check in application.checks.by_name().items():
             yield _store(name, check)
-        _, all_time = application.ledger.accounting()
+        _, all_time = application.system.ledger.accounting()
         known = all_time.stored + all_time.updated + all_time.duplicate + all_time.quarantined + all_time.pending
         state = "ok" if all_time.received == known else "error"
         yield "accounting", state, f"{all_time.received} received, {known} accounted for, {all_time.pending} pending"

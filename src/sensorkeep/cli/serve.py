@@ -1,4 +1,4 @@
-"""`serve`: the whole system in one process."""
+"""`serve`, `gateway` and `worker`: the commands that run until they are told to stop."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,73 +14,111 @@ import typer
 
 from sensorkeep import __version__
 from sensorkeep.auth.administration import Actor
-from sensorkeep.cli.output import Output
+from sensorkeep.cli.output import ExitCode, Output
 from sensorkeep.clock import MICROSECONDS
-from sensorkeep.config import DISTRIBUTED_VARIABLES, Config, load_config
+from sensorkeep.config import Config, load_config
 from sensorkeep.errors import BadConfig
 from sensorkeep.limits import FIRST_KEY_SECONDS, HTTP_HEADER_SECONDS_MAX, SHUTDOWN_SECONDS_MAX
 
 if TYPE_CHECKING:
+    from uvicorn import Server
+
     from sensorkeep.app.application import Application
+    from sensorkeep.app.backends import Role
+    from sensorkeep.web.logs import Access
 
 LOCAL_ACTOR = Actor("cli", "local")
 
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file with settings.")]
+Host = Annotated[str | None, typer.Option(help="Address to listen on.")]
+Port = Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one.")]
+
 
 def serve_command(
-    config_file: Annotated[Path | None, typer.Option("--config", help="TOML file with settings.")] = None,
-    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
-    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one.")] = None,
+    config_file: ConfigFile = None,
+    host: Host = None,
+    port: Port = None,
     data_dir: Annotated[Path | None, typer.Option(help="Directory of the embedded stores.")] = None,
     demo: Annotated[bool | None, typer.Option("--demo", help="Allow well-known passwords and short keys.")] = None,
 ) -> None:
     """Run the whole system: HTTP, worker and stores in one process. Settings: docs/CONFIGURATION.md."""
     with Output().reporting_errors():
         config = load_config(file=config_file, host=host, port=port, data_dir=data_dir, demo=demo)
-        ignored = [name for name in DISTRIBUTED_VARIABLES if os.environ.get(name)]
-        if ignored:
-            Output().note(f"note: {', '.join(ignored)} set but not used: this version runs on its embedded stores")
-        serve(config)
+        run(config, "serve", config.port)
 
 
-def serve(config: Config) -> None:
+def gateway_command(config_file: ConfigFile = None, host: Host = None, port: Port = None) -> None:
+    """Run a gateway: answers HTTP and WebSockets beside others, on the services that the settings name."""
+    with Output().reporting_errors():
+        config = load_config(file=config_file, host=host, port=port)
+        run(config, "gateway", config.port)
+
+
+def worker_command(config_file: ConfigFile = None, host: Host = None, port: Port = None) -> None:
+    """Run a worker: turns accepted batches into rows beside others; its port serves health and metrics alone.
+
+    Ends with 1 where too many batches fail, since then the fault is ours and not theirs.
+    """
+    with Output().reporting_errors():
+        config = load_config(file=config_file, host=host, worker_port=port)
+        run(config, "worker", config.worker_port)
+
+
+def run(config: Config, role: Role, port: int) -> None:
     """Serve until SIGTERM or SIGINT, then answer what is in flight and close. Raises what the start can raise."""
-    import uvicorn
-
     from sensorkeep.app.application import Application
-    from sensorkeep.live.protocol import uvicorn_settings
     from sensorkeep.web.logs import configure_logging
-    from sensorkeep.web.protocol import ExpressHttpProtocol
 
     access_log = configure_logging(config.log_level, access_log=config.access_log)
     for kind in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises what it caught once more when it is done
         signal.signal(kind, lambda *_: None)
-    listener = _listen(config.host, config.port)
-    application = Application(config)
+    listener = _listen(config.host, port)
+    application = Application(config, role=role)
     try:
         password = application.first_start()
         application.start()
-        server = uvicorn.Server(
-            uvicorn.Config(
-                application.asgi(access_log if config.access_log else None),
-                http=ExpressHttpProtocol,
-                loop="uvloop",
-                lifespan="on",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                proxy_headers=False,  # the application does it, inside its middleware
-                date_header=True,
-                timeout_graceful_shutdown=SHUTDOWN_SECONDS_MAX,
-                timeout_keep_alive=HTTP_HEADER_SECONDS_MAX,
-                **uvicorn_settings(),
-            )
-        )
+        server = _server(application, access_log if config.access_log else None)
         _greet(application, listener.getsockname()[1], password)
         server.run(sockets=[listener])
+        worker = application.worker
+        if role == "worker" and worker is not None and worker.stopped_because is not None:
+            Output().note(f"the worker stopped: {worker.stopped_because}; the log has the details")
+            raise typer.Exit(ExitCode.SOME_REFUSED)
     finally:
         application.close()
         listener.close()
         access_log.flush()
+
+
+def _server(application: Application, access_log: Callable[[Access], None] | None) -> Server:
+    import uvicorn
+
+    from sensorkeep.live.protocol import uvicorn_settings
+    from sensorkeep.web.protocol import ExpressHttpProtocol
+
+    server = uvicorn.Server(
+        uvicorn.Config(
+            application.asgi(access_log),
+            http="auto" if application.role == "worker" else ExpressHttpProtocol,
+            loop="uvloop",
+            lifespan="off" if application.role == "worker" else "on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,  # the application does it, inside its middleware
+            date_header=True,
+            timeout_graceful_shutdown=SHUTDOWN_SECONDS_MAX,
+            timeout_keep_alive=HTTP_HEADER_SECONDS_MAX,
+            **uvicorn_settings(),
+        )
+    )
+    if application.role == "worker" and application.worker is not None:
+
+        def end() -> None:
+            server.should_exit = True
+
+        application.worker.on_end = end
+    return server
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -94,6 +133,7 @@ def _listen(host: str, port: int) -> socket.socket:
         reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
         raise BadConfig(
             f"cannot listen on {host}:{port}: {reason}; choose another with SENSORKEEP_HOST and SENSORKEEP_PORT"
+            " (of a worker: SENSORKEEP_WORKER_PORT)"
         ) from None
     listener.listen(2048)
     listener.set_inheritable(True)
@@ -106,17 +146,27 @@ def _greet(application: Application, port: int, password: str | None) -> None:
     host = "127.0.0.1" if config.host in ("0.0.0.0", "::") else config.host  # noqa: S104 - only compared
     address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     output = Output()
-    output.line(f"Sensorkeep {__version__} is running")
-    output.line(f"  address:  {address}  (interactive documentation: {address}/docs)")
-    output.line(f"  data:     {application.data_dir.path}")
+    what = "Sensorkeep" if application.role == "serve" else f"Sensorkeep {application.role}"
+    output.line(f"{what} {__version__} is running")
+    documented = f"  (interactive documentation: {address}/docs)" if application.gateway is not None else ""
+    output.line(f"  address:  {address}{documented}")
+    for name, where in application.places():
+        output.line(f"  {name + ':':<9} {where}")
     if password is None:
         output.line(f"  try it:   curl {address}/api/v1/health")
-        return
-    now_us = application.clock.now_us()
-    issued = application.auth.administration.issue_key(
+    else:
+        _tell_first_steps(application, address, password)
+
+
+def _tell_first_steps(application: Application, address: str, password: str) -> None:
+    output = Output()
+    now_us = application.system.clock.now_us()
+    issued = application.system.auth.administration.issue_key(
         "first steps", ["ingest", "read"], LOCAL_ACTOR, expires_us=now_us + FIRST_KEY_SECONDS * MICROSECONDS
     )
-    change = f"{sys.argv[0]} user password admin --data-dir {application.data_dir.path}"
+    change = f"{sys.argv[0]} user password admin"
+    if application.data_dir is not None:
+        change += f" --data-dir {application.data_dir}"
     output.line(f"  user:     admin, password {password}  (shown only now; change it with: {change})")
     output.line("  send a reading and read it back (this key ends in 24 hours):")
     output.line(

@@ -1,0 +1,81 @@
+"""The worker's side of a process: one thread that turns claims into rows."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from sensorkeep.app.system import System
+from sensorkeep.decode.handoff import Handoff
+from sensorkeep.errors import SensorkeepError
+from sensorkeep.web.health import Figures
+from sensorkeep.worker.housekeeping import Housekeeper
+from sensorkeep.worker.load import Loader
+from sensorkeep.worker.loop import Worker, WorkerSettings
+
+
+class WorkerThread:
+    """A worker on a thread of its own."""
+
+    def __init__(self, system: System, handoff: Handoff) -> None:
+        self._ledger = system.ledger
+        self._worker = _make_worker(system, handoff)
+        self._thread = threading.Thread(target=self._run, name="worker", daemon=True)
+        self.on_end: Callable[[], None] = lambda: None
+        """Called on the worker's thread when it has ended, by itself or because it was told to."""
+
+    def start(self, wait_seconds: float) -> None:
+        """Start it, and wait at most so long until it has written what an earlier end left in the queue."""
+        self._thread.start()
+        self._worker.caught_up.wait(wait_seconds)
+
+    def close(self) -> None:
+        """End it after the round it is in. Idempotent."""
+        self._worker.stop()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    @property
+    def stopped_because(self) -> str | None:
+        """Why it stopped by itself; None where it did not."""
+        return self._worker.stopped_because
+
+    def check(self) -> Figures:
+        """Raises where it does not work; else how many readings wait for it."""
+        worker = self._worker
+        if worker.stopped_because is not None:
+            raise SensorkeepError(f"the worker stopped: {worker.stopped_because}; the log has the details")
+        if self._thread.ident is not None and not self._thread.is_alive():
+            raise SensorkeepError("the worker has ended; restart the process")
+        if worker.maintenance_failed_because is not None:
+            raise SensorkeepError(f"maintenance of the store failed: {worker.maintenance_failed_because}")
+        return {"pending_readings": self._ledger.accounting()[1].pending}
+
+    def _run(self) -> None:
+        try:
+            self._worker.run()
+        finally:
+            self.on_end()
+
+
+def _make_worker(system: System, handoff: Handoff) -> Worker:
+    backends = system.backends
+    return Worker(
+        queue=backends.queue,
+        store=backends.store,
+        loader=Loader(object_store=backends.object_store, ledger=system.ledger, latest=system.latest, handoff=handoff),
+        inventory=system.inventory,
+        latest=system.latest,
+        ledger=system.ledger,
+        pubsub=backends.pubsub,
+        clock=system.clock,
+        metrics=system.metrics,
+        housekeep=Housekeeper(
+            object_store=backends.object_store,
+            queue=backends.queue,
+            ledger=system.ledger,
+            clock=system.clock,
+            retention_days=system.config.payload_retention_days,
+        ),
+        settings=WorkerSettings(gather_seconds=system.config.gather_seconds),
+    )
