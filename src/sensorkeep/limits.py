@@ -64,6 +64,8 @@ EXCERPT_CHARS_MAX = 500
 """Characters kept of a rejected reading."""
 PREFER_WAIT_SECONDS_MAX = 30
 """Longest `Prefer: wait=N` honoured."""
+SETTLED_POLL_SECONDS = 0.5
+"""How often a request that waits looks by itself: a notice from another process may be lost."""
 IDEMPOTENCY_KEY_CHARS_MAX = 255
 IDEMPOTENCY_KEPT_SECONDS = 24 * 3600
 EXTERNAL_ID_CHARS_MAX = 128

@@ -21,13 +21,13 @@ from sensorkeep import limits
 from sensorkeep.auth.credentials import require
 from sensorkeep.auth.gate import Admission, Gate
 from sensorkeep.auth.scopes import Scope
-from sensorkeep.catalog.base import BatchLedger, IdempotencyKeys, StoredAnswer
+from sensorkeep.catalog.base import Batch, BatchLedger, IdempotencyKeys, StoredAnswer
 from sensorkeep.clock import Clock, LocalTime
 from sensorkeep.decode.gathered import READINGS, TEMPERATURE, Entry, Parsed
 from sensorkeep.decode.inflate import inflate_whole
 from sensorkeep.decode.readings import parse_reading
 from sensorkeep.decode.temperature import check_time, parse_temperature
-from sensorkeep.errors import InvalidInput, LimitExceeded, SensorkeepError
+from sensorkeep.errors import InvalidInput, LimitExceeded, NotFound, SensorkeepError, Unavailable
 from sensorkeep.ingest.accept import Accepted, Acceptor, Sender, answer_body, encode
 from sensorkeep.ingest.announce import SettledWaiters
 from sensorkeep.ingest.body import BodyPipe, BodyReader, ClientGone, Receive
@@ -257,21 +257,31 @@ class IngestRoutes:
         deadline = loop.time() + request.wait_seconds
         event = self._waiters.expect(batch_id)
         try:
-            batch = await asyncio.to_thread(self._ledger.batch, batch_id)
-            while batch.state == "accepted" and (left := deadline - loop.time()) > 0:
+            batch = await self._settled(batch_id)
+            while batch is None and (left := deadline - loop.time()) > 0:
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(event.wait(), min(left, 1.0))
+                    await asyncio.wait_for(event.wait(), min(left, limits.SETTLED_POLL_SECONDS))
                 event.clear()
-                batch = await asyncio.to_thread(self._ledger.batch, batch_id)
+                batch = await self._settled(batch_id)
         finally:
             self._waiters.forget(batch_id)
         request.answer_headers.append((b"preference-applied", b"wait=%d" % request.wait_seconds))
-        if batch.state != "accepted":
+        if batch is not None:
             answer.update(
                 status=batch.state, stored=batch.stored, updated=batch.updated, duplicate=batch.duplicate,
                 quarantined=batch.quarantined,
                 message=f"{batch.readings - batch.quarantined} of {batch.readings} readings are stored",
             )  # fmt: skip
+
+    async def _settled(self, batch_id: str) -> Batch | None:
+        """The batch once it has ended. None, too, where the ledger cannot say: the request is durable, and that it
+        waits longer must not fail it."""
+        try:
+            batch = await asyncio.to_thread(self._ledger.batch, batch_id)
+        except (NotFound, Unavailable) as error:
+            log.info("batch_state_unknown", batch_id=batch_id, code=error.code)
+            return None
+        return None if batch.state == "accepted" else batch
 
     async def _once(self, handler: Handler, request: _Request, raw_key: bytes) -> _Answer:
         """Serve a request with an Idempotency-Key: the first answer is kept and given again.
