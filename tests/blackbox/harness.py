@@ -32,10 +32,12 @@ T = TypeVar("T")
 
 
 class Server:
-    """One `sensorkeep serve` on a free port. `client` is logged in as admin; `anonymous` is not."""
+    """One `sensorkeep serve` on a free port. `client` has the static key for ingest and read; `anonymous` has none."""
 
-    def __init__(self, data_dir: Path, **settings: object) -> None:
+    def __init__(self, data_dir: Path, role: str = "serve", **settings: object) -> None:
+        """`role`: the command that runs it; `gateway` and `worker` need settings that name services."""
         self.data_dir = data_dir
+        self.role = role
         self.settings = {name.upper(): str(value) for name, value in settings.items()}
         self.log_path = data_dir.with_name(data_dir.name + ".log")
         self.greeting: list[str] = []
@@ -47,6 +49,7 @@ class Server:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("SENSORKEEP_")}
         environment |= {
             "SENSORKEEP_PORT": "0",
+            "SENSORKEEP_WORKER_PORT": "0",
             "SENSORKEEP_DATA_DIR": str(self.data_dir),
             "SENSORKEEP_ADMIN_PASSWORD": PASSWORD,
             "SENSORKEEP_GATHER_SECONDS": "0.05",
@@ -56,7 +59,7 @@ class Server:
         environment = {name: value for name, value in environment.items() if value != "None"}
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                [*self.launcher, PROGRAM, "serve"],
+                [*self.launcher, PROGRAM, self.role],
                 env=environment,
                 stdout=subprocess.PIPE,
                 stderr=log,
