@@ -1,84 +1,33 @@
-"""Runs the benchmarks one after the other and writes docs/BENCHMARKS.md.
+"""Runs the benchmarks one after the other.
 
-python -m bench [--quick]
+python -m bench full            everything, into docs/BENCHMARKS.md (half an hour)
+python -m bench quick           the main ratios, in two minutes; only prints
+  --check                       fail where a ratio fell more than 20 % below the recorded one
+  --record                      make this run's ratios the recorded ones
+  --parts bulk single ...       only these parts
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from importlib.metadata import version
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
-from bench import ingest, query, single
+from bench import bulk, growth, live, query, single
+from bench.report import DOCUMENT, Figure, Notes, check, document, not_measured, record
 from bench.server import bench_server
+from bench.workload import Form
 
-DOCUMENT = Path(__file__).parent.parent / "docs" / "BENCHMARKS.md"
-LIBRARIES = ("duckdb", "pyarrow", "msgspec", "isal", "uvicorn", "fastapi", "SQLAlchemy")
+Part = Callable[[], Iterator[Figure]]
 
-Row = tuple[str, str, str]
-"""(what, figure, target of the embedded form: at least / aim)"""
-
-
-def bulk_rows(batches: int, rounds: int) -> Iterator[Row]:
-    """Bulk ingest in both forms."""
-    for form in ("verbose", "slim"):
-        bodies = ingest.make_bodies(batches, form, days=min(25, batches // 72 + 2))
-        results = [ingest.run(bodies, batches * ingest.READINGS_PER_BATCH, 2) for _ in range(rounds)]
-
-        def shown(name: str, digits: int = 0, results: list[ingest.BulkResult] = results) -> str:
-            return spread([getattr(result, name) for result in results], digits)
-
-        ratio = spread([r.readings_per_cpu_second / r.baseline_per_cpu_second for r in results], 2)
-        yield f"bulk, {form}: readings per CPU-second of the server", shown("readings_per_cpu_second"), ""
-        yield f"bulk, {form}: ratio to gzip + json.loads alone, same bytes, same run", ratio, ""
-        yield f"bulk, {form}: readings per second", shown("readings_per_second"), ""
-        yield f"bulk, {form}: POST p50 / p99, ms", f"{shown('post_p50_ms')} / {shown('post_p99_ms')}", ""
-        yield f"bulk, {form}: resident memory afterwards, MiB", shown("resident_mib"), "640 / 400"
-        delay = f"{shown('loop_delay_p99_ms', 1)} / {shown('loop_delay_max_ms', 1)}"
-        yield f"bulk, {form}: /ping meanwhile, p99 / worst, ms", delay, ""
-        yield f"bulk, {form}: bytes on disk per reading, not settled", shown("bytes_per_reading", 1), "16 / 8 settled"
+QUICK_PEERS = ("victoria-metrics", "timescaledb")
 
 
-def single_rows(seconds: float, rounds: int) -> Iterator[Row]:
-    """Single readings against a plain FastAPI handler that stores nothing."""
-    for connections, ours, plain in single.compare(seconds, rounds):
-        rate = spread([r.requests_per_cpu_second for r in ours], 0)
-        ratios = [a.requests_per_cpu_second / b.requests_per_cpu_second for a, b in zip(ours, plain, strict=True)]
-        waits = f"{spread([r.p50_ms for r in ours], 1)} / {spread([r.p99_ms for r in ours], 1)}"
-        yield f"single POST, {connections} connections: requests per CPU-second", rate, ""
-        yield f"single POST, {connections} connections: ratio to plain FastAPI, same run", spread(ratios, 2), "3 / 5"
-        yield f"single POST, {connections} connections: p50 / p99, ms", waits, ""
-
-
-def query_rows(readings: int, calls: int) -> Iterator[Row]:
-    """Queries at the HTTP API."""
-    targets = {"history 24 h hourly": "8 / 3", "history 30 d hourly": "30 / 10", "latest": "3 / 1"}
-    for name, median, p95, _ in query.run(readings, calls):
-        if median:
-            yield f"{name}, {readings:,} readings: median / p95, ms", f"{median} / {p95}", targets.get(name, "")
-
-
-def live_rows(seconds: float) -> Iterator[Row]:
-    """One message to 500 clients."""
-    for rate in (100, 20):
-        command = [sys.executable, "bench/live.py", "--rate", str(rate), "--seconds", str(seconds)]
-        answer = subprocess.run(command, capture_output=True, text=True, check=True, cwd=DOCUMENT.parent.parent)
-        result = json.loads(answer.stdout.splitlines()[-1])
-        ours = result["sensorkeep"]["microseconds_per_delivery"]
-        plain = result["plain_asgi"]["microseconds_per_delivery"]
-        yield f"live, 500 clients, {rate} messages/s: µs CPU per delivery", f"{ours} (plain ASGI: {plain})", "8 / 4"
-
-
-def start_rows(rounds: int) -> Iterator[Row]:
+def start_figures(rounds: int) -> Iterator[Figure]:
     """Start and idle memory, the data directory being there already."""
     seconds, resident = [], []
     with tempfile.TemporaryDirectory() as folder:
@@ -87,59 +36,84 @@ def start_rows(rounds: int) -> Iterator[Row]:
                 seconds.append(server.start_seconds)
                 time.sleep(1)
                 resident.append(server.resident_mib())
-    yield "start to first answered request, s", spread(seconds[1:], 2), "2 / 1"
-    yield "resident memory idle, MiB", spread(resident[1:], 0), "160 / 100"
+    yield Figure("start to first answered request, s", seconds[1:], 2, "2 / 1")
+    yield Figure("resident memory idle, MiB", resident[1:], 0, "160 / 100")
 
 
-def spread(values: list[float], digits: int) -> str:
-    """median (minimum to maximum)."""
-    if len(values) == 1:
-        return f"{values[0]:,.{digits}f}"
-    return f"{statistics.median(values):,.{digits}f} ({min(values):,.{digits}f} to {max(values):,.{digits}f})"
+def live_figures(seconds: float, rounds: int, cases: tuple[tuple[int, int], ...]) -> Iterator[Figure]:
+    """One message to 500 clients, of which some stop reading; `cases` are (messages a second, slow clients)."""
+    for rate, slow in cases:
+        results = [live.run_apart(500, slow, rate, seconds) for _ in range(rounds)]
+        what = f"live, 500 clients{f', {slow} of them slow' if slow else ''}, {rate} messages/s"
+        ours = [result["sensorkeep"]["microseconds_per_delivery"] for result in results]
+        plain = [result["plain_asgi"]["microseconds_per_delivery"] for result in results]
+        yield Figure(f"{what}: µs CPU per delivery", ours, 2, "8 / 4")
+        ratios = [b / a for a, b in zip(ours, plain, strict=True)]
+        yield Figure(f"{what}: ratio to plain ASGI", ratios, 2, is_ratio=True)
+        complete = [result["sensorkeep"]["complete"] for result in results]
+        yield Figure(f"{what}: share delivered to those who read", complete, 3)
 
 
-def document(rows: list[Row], quick: bool) -> str:
-    """The text of docs/BENCHMARKS.md."""
-    versions = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
-    lines = [
-        "# Benchmarks",
-        "",
-        "Written by `make bench`" + (" (`--quick`)" if quick else "") + f" on {time.strftime('%Y-%m-%d')}:"
-        f" {os.cpu_count()} cores, Python {platform.python_version()}, {versions}.",
-        "",
-        "The server is the real program in a process of its own; the load comes from another on the same cores, so",
-        "absolute figures are low and vary with what else the machine does. CPU-seconds are those of the server.",
-        "Ratios compare with a baseline measured in the same run. Several runs: median (minimum to maximum). The last",
-        "column is what the embedded form is meant to reach: at least / aim. Other databases are not compared yet.",
-        "",
-        "| what | figure | target |",
-        "|---|---|---|",
-        *(f"| {what} | {figure} | {target} |" for what, figure, target in rows),
-        "",
-        "The parts alone: `python bench/decode.py`, `python bench/store.py`, `python bench/claim_queue.py`,",
-        "`python bench/live.py`, `python -m bench.ingest`, `python -m bench.single`, `python -m bench.query`.",
-        "",
-    ]
-    return "\n".join(lines)
+def grown_figures(readings: int, retention_days: int, queried: int, calls: int) -> Iterator[Figure]:
+    """Growth with retention, then queries on as many readings, all of them kept."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield from growth.figures(growth.fill_apart(Path(folder) / "data", readings, retention_days))
+    if queried:
+        with tempfile.TemporaryDirectory() as folder:
+            growth.fill_apart(Path(folder) / "data", queried, 0)
+            yield from query.figures(Path(folder), queried, calls)
+
+
+def parts_of(form: str, notes: Notes) -> dict[str, Part]:
+    """The parts of a form, by name, in order."""
+
+    def bulk_part(body: Form, batches: int, rounds: int, peers: tuple[str, ...] | None) -> Part:
+        return partial(bulk.figures, body, batches, rounds, notes, peers)
+
+    if form == "quick":
+        return {
+            "start": partial(start_figures, 1),
+            "slim": bulk_part("slim", 20, 1, QUICK_PEERS),
+            "verbose": bulk_part("verbose", 12, 1, QUICK_PEERS[:1]),
+            "single": partial(single.figures, (64,), 3.0, 2),
+            "live": partial(live_figures, 3.0, 1, ((20, 0),)),
+            "grown": partial(grown_figures, 3_000_000, 14, 0, 0),
+        }
+    return {
+        "start": partial(start_figures, 5),
+        "slim": bulk_part("slim", 150, 3, None),
+        "verbose": bulk_part("verbose", 150, 3, None),
+        "single": partial(single.figures, single.CONNECTIONS, 5.0, 3),
+        "live": partial(live_figures, 10.0, 3, ((100, 0), (100, 50), (20, 0))),
+        "grown": partial(grown_figures, 40_000_000, 14, 40_000_000, 200),
+    }
 
 
 def main() -> None:
-    """Run, print as it goes, write the document."""
-    arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--quick", action="store_true", help="fewer runs, fewer readings")
-    quick = arguments.parse_args().quick
-    rows: list[Row] = []
-    for part in (
-        start_rows(2 if quick else 5),
-        bulk_rows(40 if quick else 150, 1 if quick else 3),
-        single_rows(2.0 if quick else 5.0, 1 if quick else 3),
-        live_rows(3.0 if quick else 10.0),
-        query_rows(2_000_000 if quick else 20_000_000, 50 if quick else 200),
-    ):
-        for row in part:
-            print(" | ".join(row), flush=True)
-            rows.append(row)
-    DOCUMENT.write_text(document(rows, quick), "utf-8")
+    """Run, print as it goes, and write, record or check."""
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("form", nargs="?", default="full", choices=["full", "quick"])
+    arguments.add_argument("--check", action="store_true")
+    arguments.add_argument("--record", action="store_true")
+    arguments.add_argument("--parts", nargs="+")
+    options = arguments.parse_args()
+    notes = Notes()
+    figures: list[Figure] = []
+    for name, part in parts_of(options.form, notes).items():
+        if options.parts is None or name in options.parts:
+            for figure in part():
+                print(figure.line(), flush=True)
+                figures.append(figure)
+    print("\n".join(notes.lines()))
+    if options.form == "full" and options.parts is None:
+        DOCUMENT.write_text(document(figures, notes, options.form), "utf-8")
+    if options.record:
+        record(figures, options.form)
+    if options.check:
+        for line in not_measured(figures, options.form):
+            print(f"not measured: {line}")
+        fallen = check(figures, options.form)
+        sys.exit("\n".join(f"fell by more than allowed: {line}" for line in fallen) or 0)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,9 @@ A real server (uvicorn, the live endpoint) feeds clients in a child process. Bes
 handler that awaits `send` for each client, and the floor, a bare `socket.send` of each message to each client. At a low
 rate each message is a write of its own; at a higher one the hub's pacing lets messages share writes.
 
-    python bench/live.py [--clients 500] [--rate 100] [--seconds 10]
+Some of the clients can be slow: they stop reading for good after the handshake, and the others must not notice.
+
+    python -m bench.live [--clients 500] [--slow 0] [--rate 100] [--seconds 10]
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ import multiprocessing
 import os
 import selectors
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -62,7 +66,7 @@ class _CountingClient(asyncio.Protocol):
         self.received += len(data)
 
 
-def _run_clients(port: int, tickets: list[str], ready: Any, stop: Any, bytes_received: Any) -> None:
+def _run_clients(port: int, tickets: list[str], slow: int, ready: Any, stop: Any, bytes_received: Any) -> None:
     async def listen() -> None:
         loop = asyncio.get_running_loop()
         clients = []
@@ -72,11 +76,13 @@ def _run_clients(port: int, tickets: list[str], ready: Any, stop: Any, bytes_rec
             clients.append((transport, client))
         while any(client.received == 0 for _, client in clients):
             await asyncio.sleep(0.01)
+        for transport, _ in clients[:slow]:
+            transport.pause_reading()
         for _, client in clients:
             client.received = 0
         ready.set()
         await loop.run_in_executor(None, stop.wait)
-        bytes_received.value = sum(client.received for _, client in clients)
+        bytes_received.value = sum(client.received for _, client in clients[slow:])
         for transport, _ in clients:
             transport.close()
 
@@ -111,9 +117,15 @@ class _PlainApplication:
 
 
 def _measure(
-    application: Any, publish: Callable[[bytes], None], tickets: list[str], rate: int, seconds: float, **settings: Any
+    application: Any,
+    publish: Callable[[bytes], None],
+    tickets: list[str],
+    slow: int,
+    rate: int,
+    seconds: float,
+    **settings: Any,
 ) -> dict[str, float]:
-    """Serve `application` in this process, publish at `rate`, and answer CPU per delivery."""
+    """Serve `application` in this process, publish at `rate`, and answer CPU per delivery to a client that reads."""
     listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
     config = uvicorn.Config(application, lifespan="off", log_level="error", access_log=False, **settings)
     server = uvicorn.Server(config)
@@ -121,7 +133,7 @@ def _measure(
     thread.start()
     context = multiprocessing.get_context("spawn")
     ready, stop, received = context.Event(), context.Event(), context.Value("q", 0)
-    child = context.Process(target=_run_clients, args=(listener.getsockname()[1], tickets, ready, stop, received))
+    child = context.Process(target=_run_clients, args=(listener.getsockname()[1], tickets, slow, ready, stop, received))
     child.start()
     if not ready.wait(60):
         raise SystemExit("the clients did not connect")
@@ -137,7 +149,7 @@ def _measure(
     return {
         "messages": messages,
         "deliveries": round(deliveries),
-        "complete": round(deliveries / (messages * len(tickets)), 4),
+        "complete": round(deliveries / (messages * (len(tickets) - slow)), 4),
         "microseconds_per_delivery": round(cpu / deliveries * 1e6, 2),
     }
 
@@ -189,15 +201,20 @@ def main() -> None:
     """Measure and print one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clients", type=int, default=500)
+    parser.add_argument("--slow", type=int, default=0, help="of them, stop reading")
     parser.add_argument("--rate", type=int, default=100, help="messages a second")
     parser.add_argument("--seconds", type=float, default=10.0)
     arguments = parser.parse_args()
+    print(json.dumps(run(arguments.clients, arguments.slow, arguments.rate, arguments.seconds)))
 
+
+def run(clients: int, slow: int, rate: int, seconds: float) -> dict[str, Any]:
+    """Measure both servers and the floor. A plain server would hold what slow clients do not read: it gets none."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     pubsub, clock = MemoryPubSub(), SystemClock()
     issued = Tickets(clock)
-    credential = Credential("key:bench", "key", "bench", frozenset({"live"}), arguments.clients)
-    tickets = [issued.issue(credential) for _ in range(arguments.clients)]
+    credential = Credential("key:bench", "key", "bench", frozenset({"live"}), clients)
+    tickets = [issued.issue(credential) for _ in range(clients)]
     accounts = CatalogAccounts(open_database("sqlite://"), clock)
     authenticator = Authenticator(accounts, TokenIssuer("b" * 40, clock), clock)
     endpoint = LiveEndpoint(Hub(pubsub, Metrics()), Gate(authenticator, RateLimiter(clock, 0)), issued)
@@ -205,19 +222,28 @@ def main() -> None:
     def publish(body: bytes) -> None:
         pubsub.publish(READINGS_CHANNEL, seal([LiveMessage(external_uuid("bench"), None, body)]))
 
-    run = (tickets, arguments.rate, arguments.seconds)
-    ours = _measure(endpoint, publish, *run, **uvicorn_settings())
+    ours = _measure(endpoint, publish, tickets, slow, rate, seconds, **uvicorn_settings())
     plain = _PlainApplication()
-    peer = _measure(plain, plain.publish, *run, ws="websockets-sansio", ws_per_message_deflate=False)
-    result = {
-        "clients": arguments.clients,
-        "rate": arguments.rate,
+    settings = {"ws": "websockets-sansio", "ws_per_message_deflate": False}
+    peer = _measure(plain, plain.publish, tickets, 0, rate, seconds, **settings)
+    return {
+        "clients": clients,
+        "slow": slow,
+        "rate": rate,
         "cores": os.cpu_count(),
         "sensorkeep": ours,
         "plain_asgi": peer,
-        "floor_microseconds": round(_floor(arguments.clients) * 1e6, 2),
+        "floor_microseconds": round(_floor(clients) * 1e6, 2),
     }
-    print(json.dumps(result))
+
+
+def run_apart(clients: int, slow: int, rate: int, seconds: float) -> dict[str, Any]:
+    """`run` in a process of its own, so that nothing else is in its CPU time."""
+    options = {"clients": clients, "slow": slow, "rate": rate, "seconds": seconds}
+    command = [sys.executable, "-m", "bench.live", *(f"--{name}={value}" for name, value in options.items())]
+    answer = subprocess.run(command, capture_output=True, text=True, check=True)
+    result: dict[str, Any] = json.loads(answer.stdout.splitlines()[-1])
+    return result
 
 
 if __name__ == "__main__":

@@ -1,105 +1,69 @@
-"""Queries at the HTTP API over many stored readings: median and 95th percentile of each call.
+"""Queries at the HTTP API over many stored readings: cold, warm, and while bodies come in without pause.
 
-python -m bench.query [--readings 40000000] [--calls 200]
+    python -m bench.query [--readings 40000000] [--calls 200]
+
+Cold is the first call after a start, on a connection that is there already; warm the median of the calls after it.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
-import numpy as np
-import pyarrow as pa
-
+from bench.bulk import CONNECTIONS, send_all
+from bench.contenders import Sensorkeep
+from bench.growth import fill_apart
+from bench.report import Figure
 from bench.server import API_KEY, BenchServer, bench_server, quantile_ms
-from sensorkeep.app.backends import open_backends
-from sensorkeep.catalog.inventory import CatalogInventory
+from bench.workload import SEED, make_loads
 from sensorkeep.cli.fleet import Fleet, FleetOptions
-from sensorkeep.clock import DAY_US, MINUTE_US, Clock, SystemClock
-from sensorkeep.config import load_config
-from sensorkeep.data_dir import DataDir
-from sensorkeep.model import READINGS_SCHEMA, DecodedBatch, Equipment, Sensor
-from sensorkeep.tsdb.base import TimeSeriesStore, Write
+from sensorkeep.clock import DAY_US, SystemClock
 
-SENSORS = 1_000
-ROUNDS_PER_WRITE = 200
-CATCH_UP_SECONDS = 15
-"""How long the store may keep house before it is read: changed buckets of several days are redone in each second."""
+TARGETS = {"history 24 h hourly": "8 / 3", "history 30 d hourly": "30 / 10", "latest": "3 / 1"}
+BUSY_BATCHES = 60
+COLD_STARTS = 3
 
 
-def fill(directory: Path, readings: int) -> float:
-    """Write a reading a minute of every sensor, up to now, into a data directory; the rate of readings a second."""
-    clock = SystemClock()
-    config = load_config(data_dir=directory, raw_retention_days=0)
-    rounds = readings // SENSORS
-    fleet = Fleet(FleetOptions(start_us=clock.now_us() // MINUTE_US * MINUTE_US - rounds * MINUTE_US))
-    data_dir = DataDir(directory)
-    backends = open_backends(config, data_dir, clock)
-    equipment = tuple(Equipment(uuid=uuid, name=f"Freezer {i}") for i, uuid in enumerate(fleet.equipment_uuids))
-    sensors = tuple(
-        Sensor(
-            uuid=uuid, equipment_uuid=fleet.equipment_uuids[fleet.equipment_of[i]], name=f"Temp {i}", type="temperatura"
-        )
-        for i, uuid in enumerate(fleet.sensor_uuids)
-    )
-    CatalogInventory(backends.database).describe(equipment, sensors)
-    started = time.perf_counter()
-    for number, table in enumerate(_tables(fleet, rounds)):
-        backends.store.write([Write(f"fill-{number}", DecodedBatch(equipment, sensors, table))])
-        if number % 8 == 7:
-            backends.store.maintain(clock.now_us())
-    seconds = time.perf_counter() - started
-    _catch_up(backends.store, clock)
-    for part in (backends.store, backends.queue, backends.object_store, backends.database):
-        part.close()
-    data_dir.close()
-    return readings / seconds
+class Waits(NamedTuple):
+    """Milliseconds that calls took."""
+
+    median: float
+    p95: float
 
 
-def _catch_up(store: TimeSeriesStore, clock: Clock) -> None:
-    """Keep house for a while, as an idle server does; under load the redoing of changed buckets pauses."""
-    until = clock.monotonic() + CATCH_UP_SECONDS
-    while clock.monotonic() < until:
-        store.maintain(clock.now_us())
-        time.sleep(0.01)
-
-
-def _tables(fleet: Fleet, rounds: int) -> Iterator[pa.Table]:
-    for start in range(0, rounds, ROUNDS_PER_WRITE):
-        numbers = np.arange(start, min(start + ROUNDS_PER_WRITE, rounds))
-        sensor = np.tile(np.arange(SENSORS), len(numbers))
-        rows = fleet.rows(sensor, np.repeat(numbers, SENSORS), np.zeros(len(sensor), np.int64))
-        nothing = {
-            field.name: pa.nulls(len(sensor), field.type)
-            for field in READINGS_SCHEMA
-            if field.name not in ("series", "time", "value")
-        }
-        columns = {
-            "series": pa.array(sensor.astype(np.int32)),
-            "time": pa.array(rows.time_us).cast(pa.timestamp("us", "UTC")),
-            "value": pa.array(rows.value),
-            **nothing,
-        }
-        yield pa.table([columns[name] for name in READINGS_SCHEMA.names], schema=READINGS_SCHEMA)
-
-
-def measure(server: BenchServer, path: str, calls: int) -> tuple[float, float, int]:
-    """(median ms, p95 ms, bytes) of a call on one connection, after a first one."""
+def measure(server: BenchServer, path: str, calls: int) -> Waits:
+    """Calls on one connection, after a first one that does not count."""
     connection = server.connect()
     seconds = []
-    size = 0
     for _ in range(calls + 1):
         before = time.perf_counter()
         connection.request("GET", "/api/v1" + path, headers={"X-API-Key": API_KEY})
         answer = connection.getresponse()
-        size = len(answer.read())
+        answer.read()
         seconds.append(time.perf_counter() - before)
         if answer.status != 200:
             raise RuntimeError(f"{path}: {answer.status}")
-    return quantile_ms(seconds[1:], 0.5), quantile_ms(seconds[1:], 0.95), size
+    connection.close()
+    return Waits(quantile_ms(seconds[1:], 0.5), quantile_ms(seconds[1:], 0.95))
+
+
+def measure_first(server: BenchServer, path: str) -> float:
+    """Milliseconds of the first call of a path."""
+    connection = server.connect()
+    connection.request("GET", "/api/v1/ping")
+    connection.getresponse().read()
+    before = time.perf_counter()
+    connection.request("GET", "/api/v1" + path, headers={"X-API-Key": API_KEY})
+    connection.getresponse().read()
+    waited_ms = (time.perf_counter() - before) * 1e3
+    connection.close()
+    return waited_ms
 
 
 def calls_for(equipment: str, sensor: str) -> dict[str, str]:
@@ -122,17 +86,59 @@ def calls_for(equipment: str, sensor: str) -> dict[str, str]:
     }
 
 
-def run(readings: int, calls: int) -> Iterator[tuple[str, float, float, int]]:
-    """(call, median ms, p95 ms, bytes of the answer), with what was filled first."""
-    with tempfile.TemporaryDirectory() as folder:
-        rate = fill(Path(folder) / "data", readings)
-        yield f"(filled {readings:,} readings at {rate:,.0f}/s)", 0.0, 0.0, 0
-        fleet = Fleet(FleetOptions(start_us=0))
-        with bench_server(Path(folder), SENSORKEEP_RAW_RETENTION_DAYS="0") as server:
-            body = b'{"sensor_id":"bench","temperature":1.5}'
-            server.call("POST", "/api/v1/temperature_reading", body, **{"Content-Type": "application/json"})
-            for name, path in calls_for(fleet.equipment_uuids[5], fleet.sensor_uuids[20]).items():
-                yield name, *measure(server, path, calls)
+def figures(directory: Path, readings: int, calls: int) -> Iterator[Figure]:
+    """The rows of the table, of the data directory `directory`/data; it has more readings in it afterwards."""
+    fleet = Fleet(FleetOptions(start_us=0, seed=SEED))
+    paths = calls_for(fleet.equipment_uuids[5], fleet.sensor_uuids[20])
+    what = f"{readings // 1_000_000} M readings"
+    cold: dict[str, list[float]] = {}
+    for _ in range(COLD_STARTS):
+        for name in TARGETS:
+            with bench_server(directory, SENSORKEEP_RAW_RETENTION_DAYS="0") as server:
+                _post_one(server)
+                cold.setdefault(name, []).append(measure_first(server, paths[name]))
+    with bench_server(directory, SENSORKEEP_RAW_RETENTION_DAYS="0") as server:
+        _post_one(server)
+        time.sleep(2)
+        for name, path in paths.items():
+            waits = measure(server, path, calls)
+            yield Figure(f"{name}, {what}: median, ms", [waits.median], 2, TARGETS.get(name, ""))
+            yield Figure(f"{name}, {what}: 95th percentile, ms", [waits.p95], 2)
+            if name in cold:
+                yield Figure(f"{name}, {what}: first call after a start, ms", cold[name], 1)
+    with _busy(directory) as server:
+        for name in TARGETS:
+            waits = measure(server, paths[name], max(10, calls // 4))
+            yield Figure(f"{name}, {what}, while ingest runs without pause: median, ms", [waits.median], 1)
+            yield Figure(f"{name}, {what}, while ingest runs without pause: 95th percentile, ms", [waits.p95], 1)
+
+
+def _post_one(server: BenchServer) -> None:
+    body = b'{"sensor_id":"bench","temperature":1.5}'
+    server.call("POST", "/api/v1/temperature_reading", body, **{"Content-Type": "application/json"})
+
+
+@contextlib.contextmanager
+def _busy(directory: Path) -> Iterator[BenchServer]:
+    """A server that takes bulk bodies without pause for the time of the block."""
+    loads = make_loads("slim", BUSY_BATCHES)
+    contender = Sensorkeep(directory, SENSORKEEP_RAW_RETENTION_DAYS="0")
+    ended = threading.Event()
+
+    def send() -> None:
+        while not ended.is_set():
+            send_all(contender, loads, CONNECTIONS, ended)
+
+    thread = threading.Thread(target=send)
+    try:
+        _post_one(contender.server)
+        thread.start()
+        time.sleep(1)
+        yield contender.server
+    finally:
+        ended.set()
+        thread.join()
+        contender.stop()
 
 
 def main() -> None:
@@ -141,8 +147,10 @@ def main() -> None:
     arguments.add_argument("--readings", type=int, default=40_000_000)
     arguments.add_argument("--calls", type=int, default=200)
     options = arguments.parse_args()
-    for name, median, p95, size in run(options.readings, options.calls):
-        print(f"{name}: median {median} ms, p95 {p95} ms, {size:,} bytes")
+    with tempfile.TemporaryDirectory() as folder:
+        fill_apart(Path(folder) / "data", options.readings, 0)
+        for figure in figures(Path(folder), options.readings, options.calls):
+            print(figure.line(), flush=True)
 
 
 if __name__ == "__main__":

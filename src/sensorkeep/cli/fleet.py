@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -238,14 +238,18 @@ class _Held:
         return np.concatenate([empty, *(part[0] for part in parts)]), np.concatenate([empty, *(p[1] for p in parts)])
 
 
-def fleet_batches(options: FleetOptions, batches: int | None = None) -> Iterator[FleetBatch]:
+def fleet_batches(
+    options: FleetOptions, batches: int | None = None, encode: Callable[[Fleet], Encoder] | None = None
+) -> Iterator[FleetBatch]:
     """What the fleet sends, batch after batch (`batches` None: for ever). Pure: same options, same bytes.
+
+    `encode` makes the encoder of another form than that of the options.
 
     The benchmark fleet is `FleetOptions(start_us=…, rounds_per_batch=20)`: 1,000 sensors on 250 equipments, a reading
     a minute, 1 % late by 2 hours to 3 days, 2 % exact copies, in verbose form.
     """
     fleet = Fleet(options)
-    encoder = ENCODERS[options.form](fleet)
+    encoder = (encode or ENCODERS[options.form])(fleet)
     late, corrections = _Held(), _Held()
     _hold_from_before(fleet, late, None if batches is None else batches * options.rounds_per_batch)
     number = 0
