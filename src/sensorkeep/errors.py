@@ -41,6 +41,7 @@ PROBLEMS: dict[str, tuple[int, str]] = {
     "corrupt": (500, "Stored data is damaged"),
     "bad_config": (500, "The configuration is not valid"),
     "data_dir_in_use": (500, "Another process has opened the data directory"),
+    "wrong_version": (500, "It belongs to another version"),
     "unreachable": (503, "The server cannot be reached"),
 }
 
@@ -127,6 +128,11 @@ class Unavailable(SensorkeepError):
 
     def __init__(self, detail: str, *, code: str | None = None, retry_after_seconds: int = 5) -> None:
         super().__init__(detail, code=code, retry_after_seconds=retry_after_seconds)
+
+
+class Uncertain(Unavailable):
+    """Nobody knows whether the work was done: its answer did not come. It may be repeated safely, and what it needs must
+    be kept."""
 
 
 class Overloaded(SensorkeepError):

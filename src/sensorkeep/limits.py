@@ -125,6 +125,51 @@ QUEUE_FREE_PAGES_MAX = 4_096
 QUEUE_PAGES_FREED_MAX = 1_024
 """Pages given back at once, so that an acknowledgement stays quick."""
 
+# --- claims on Kafka ----------------------------------------------------------------------------------------------
+KAFKA_PUBLISH_SECONDS_MAX = 5.0
+"""A claim that the brokers did not acknowledge within this is given up."""
+KAFKA_PUBLISH_GRACE_SECONDS = 2.0
+"""The client tells of a message that is given up at most this much later: it looks once a second."""
+KAFKA_LINGER_MS = 1
+"""Messages wait this long for others. With 64 threads 0 took half the claims and a p99 of 150 ms, 5 cost all of them
+5 ms (decision 0009)."""
+KAFKA_PUBLISH_KIB_MAX = 64 * 1024
+"""KiB of claims that may wait for the brokers in one process; past it publishing fails at once."""
+KAFKA_START_SECONDS_MAX = 10.0
+"""A start gives the brokers this long to answer."""
+KAFKA_CHECK_SECONDS_MAX = 0.9
+"""A check gives the brokers this long; with the depth, which takes as long at most, it ends before
+HEALTH_CHECK_SECONDS."""
+KAFKA_PROBE_KEPT_SECONDS = 0.5
+"""While the brokers do not answer, those who publish share one look at them for this long."""
+KAFKA_DEPTH_CACHED_SECONDS = 1.0
+"""The depth is told from memory for this long: three requests to the brokers find it out."""
+KAFKA_COMMIT_SECONDS_MAX = 5.0
+"""An acknowledgement that the brokers did not take within this fails, and is tried again."""
+KAFKA_SESSION_SECONDS = 10
+"""A worker that was not heard of for this long has lost its partitions. Heartbeats come from a thread of their own, so
+that a long round of the worker costs none."""
+KAFKA_BUFFER_CLAIMS_MAX = 4_000
+"""Claims read ahead of the worker: two rounds of GATHER_CLAIMS_MAX. FETCH_BYTES_MAX bounds their bytes."""
+KAFKA_PREFETCH_KIB_MAX = 16 * 1024
+"""KiB that the client reads ahead of that buffer."""
+KAFKA_ROOM_SECONDS_MAX = 1.0
+"""How long a full buffer may keep the reader from looking after its group; then it pauses its partitions, which costs
+reading the prefetched messages again."""
+KAFKA_POLL_SECONDS = 0.1
+"""Longest wait of the threads that serve the client; closing waits for them."""
+KAFKA_CLOSE_SECONDS_MAX = 5.0
+"""A group is left within this; with the brokers gone the client would wait for ever."""
+KAFKA_TRIM_SECONDS = 600.0
+"""How often acknowledged claims are deleted from the topic."""
+KAFKA_SEGMENT_BYTES = 64 * MIB
+"""Size of the files of a topic that is made: acknowledged claims leave the disk by whole files."""
+KAFKA_SEGMENT_HOURS = 24
+"""A file is closed after this, so that a slow topic gives its disk back, too."""
+KAFKA_CLIENT_LOG_SECONDS = 10.0
+"""Lines of the client that say the same thing are written once in this time, with their number: it writes one for each
+try to connect."""
+
 # --- worker -------------------------------------------------------------------------------------------------------
 GATHER_READINGS_MAX = 200_000
 """Readings written in one transaction: DuckDB's cost per row falls until about here (DESIGN, decisions)."""
@@ -311,6 +356,20 @@ BAD_ROWS_SHOWN_MAX = 10
 """Refused rows shown on the terminal; all of them are in the refused file."""
 SIMULATED_LATE_ROWS_MAX = 20_000_000
 """Readings that a simulated fleet may hold back to send late."""
+
+# --- moving an installation ---------------------------------------------------------------------------------------
+ARCHIVE_PAGE_READINGS = 200_000
+"""Readings of one page of an archive, written in one transaction when they come in; some 20 MB as columns."""
+ARCHIVE_SENSORS_AT_ONCE = 50_000
+"""Sensors asked for at once while readings are exported: their uuids go into every question."""
+ARCHIVE_BUCKETS = 100_000
+"""Buckets moved at once; a day holds its distribution and takes some 500 bytes."""
+ARCHIVE_CATALOG_ROWS = 5_000
+"""Rows of the catalog read or written at once."""
+ARCHIVE_CHUNK_BYTES = 1 * MIB
+"""Bytes of an archive read at once while it is verified."""
+ARCHIVE_MANIFEST_BYTES_MAX = 64 * MIB
+"""Longest manifest read; a century of days takes 7 MiB."""
 
 # --- time series store --------------------------------------------------------------------------------------------
 LATE_AFTER_HOURS = 3

@@ -25,7 +25,7 @@ from sensorkeep.decode.inflate import make_inflater
 from sensorkeep.decode.newest import newest_readings
 from sensorkeep.decode.options import DecodeOptions, time_range
 from sensorkeep.decode.readings import decode_readings
-from sensorkeep.errors import InvalidInput, LimitExceeded
+from sensorkeep.errors import InvalidInput, LimitExceeded, SensorkeepError, Uncertain
 from sensorkeep.ingest.announce import Announcer
 from sensorkeep.metrics import Metrics
 from sensorkeep.model import Claim, DecodedBatch, WireFormat
@@ -101,7 +101,7 @@ class Acceptor:
         """Accept the bulk form from `chunks` of the body as sent, with `encoding` its Content-Encoding.
 
         Raises InvalidInput and LimitExceeded as SPEC section 3 says, Unavailable where it cannot be made durable;
-        nothing is kept then.
+        nothing is kept then, unless it is Uncertain: then the payload is, and the batch may be stored after all.
         """
         options = self.options(sender)
         batch_id = self._ids.new()
@@ -192,14 +192,16 @@ class Acceptor:
         return Accepted(claim, batch)
 
     def _publish(self, claim: Claim, handed: Handed) -> None:
-        """Make the claim durable. Raises Unavailable; nothing is kept then."""
+        """Make the claim durable. Raises Unavailable; nothing is kept then, unless it is Uncertain."""
         self._handoff.offer(claim.batch_id, handed)
         try:
             with self._metrics.commit_seconds.time():
                 self._queue.publish([claim])
-        except BaseException:
+        except BaseException as error:
             self._handoff.take(claim.batch_id)
-            if claim.object_key is not None:
+            # Where the claim may be published after all, the worker needs its payload; else retention removes it.
+            certain = isinstance(error, SensorkeepError) and not isinstance(error, Uncertain)
+            if certain and claim.object_key is not None:
                 self._object_store.delete(claim.object_key)
             raise
 

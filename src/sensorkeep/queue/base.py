@@ -26,11 +26,19 @@ class QueueDepth(NamedTuple):
 class ClaimQueue(Protocol):
     """Claims, at least once, in the order published. Every method is blocking and thread-safe.
 
+    Where many machines share a queue, that order holds for each source of claims, and a claim that one worker took may
+    be delivered to another as well. Such a queue counts the `attempts` of the worker that asks alone; and where it is
+    opened anew, claims that were acknowledged before an earlier one of their source may be delivered again. Whoever
+    works them off must therefore know those that are done.
+
     Errors of the backend raise Unavailable (code `disk_full` where no room is left, else `dependency_down`).
     """
 
     def publish(self, claims: Sequence[Claim]) -> None:
-        """Append the claims, all or none. Durable when it returns. Concurrent calls may share one sync."""
+        """Append the claims, all or none. Durable when it returns. Concurrent calls may share one sync.
+
+        Raises Uncertain where each of them may have been appended or not, and will not be appended later.
+        """
         ...
 
     def fetch(self, max_claims: int, max_readings: int, wait_seconds: float) -> list[Delivery]:
@@ -43,7 +51,8 @@ class ClaimQueue(Protocol):
         ...
 
     def ack(self, deliveries: Sequence[Delivery]) -> None:
-        """Forget the claims for good. Idempotent; durable when it returns."""
+        """Forget the claims for good. Idempotent; durable when it returns. Claims that another worker has been given
+        meanwhile are passed over."""
         ...
 
     def release(self, deliveries: Sequence[Delivery]) -> None:

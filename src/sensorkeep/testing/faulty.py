@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar, cast
 
-from sensorkeep.errors import Unavailable
+from sensorkeep.errors import Uncertain, Unavailable
 
 Backend = TypeVar("Backend")
 
@@ -30,7 +30,7 @@ class Fault(enum.StrEnum):
     DUPLICATE = "duplicate"
     """It is done twice, as by a retry whose first answer was lost; the second answer counts."""
     FAIL_AFTER = "fail_after"
-    """It is done and reported as failed; Unavailable."""
+    """It is done and reported as failed; Uncertain."""
     CRASH_AFTER = "crash_after"
     """It is done and nobody learns of it; Crashed."""
 
@@ -109,7 +109,8 @@ class Faults:
 
     def _end(self, name: str, drawn: set[Fault], failure: Fault, crash: Fault) -> None:
         if self._happens(name, failure, drawn):
-            raise Unavailable(f"injected fault: {failure} of {name}", code=self._code)
+            kind = Uncertain if failure is Fault.FAIL_AFTER else Unavailable
+            raise kind(f"injected fault: {failure} of {name}", code=self._code)
         if self._happens(name, crash, drawn):
             raise Crashed(f"injected fault: {crash} of {name}")
 
