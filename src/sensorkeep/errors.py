@@ -131,7 +131,7 @@ class Unavailable(SensorkeepError):
 
 
 class Uncertain(Unavailable):
-    """Nobody knows whether the work was done: its answer did not come. It may be repeated safely, and what it needs must
+    """Nobody knows whether the work was done, for its answer did not come. It may be repeated safely; what it needs must
     be kept."""
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sensorkeep.clock import MICROSECONDS, ManualClock, rfc3339
-from sensorkeep.errors import Uncertain, Unavailable
+from sensorkeep.errors import Unavailable, Uncertain
 from sensorkeep.ingest.accept import Sender
 from sensorkeep.testing.faulty import Fault
 from sensorkeep.testing.pipeline import Pipeline, PipelineSettings

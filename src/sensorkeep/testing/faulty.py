@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar, cast
 
-from sensorkeep.errors import Uncertain, Unavailable
+from sensorkeep.errors import Unavailable, Uncertain
 
 Backend = TypeVar("Backend")
 
