@@ -131,8 +131,8 @@ class Unavailable(SensorkeepError):
 
 
 class Uncertain(Unavailable):
-    """Nobody knows whether the work was done, for its answer did not come. It may be repeated safely; what it needs must
-    be kept."""
+    """Nobody knows whether the work was done, for its answer did not come. It may be repeated safely; what it needs
+    must be kept."""
 
 
 class Overloaded(SensorkeepError):
