@@ -1,7 +1,7 @@
 # One command each. Everything needed is installed into .venv by scripts/setup.sh from the lock files.
 PYTEST = .venv/bin/python -m pytest
 
-.PHONY: run test check bench example setup format docs lock
+.PHONY: run test test-distributed check bench example setup format docs lock
 
 run:
 	@scripts/setup.sh runtime
@@ -12,6 +12,10 @@ setup:
 
 test: setup
 	@$(PYTEST) -n 2 --dist worksteal tests
+	@$(MAKE) --no-print-directory test-distributed
+
+test-distributed: setup
+	@$(PYTEST) --distributed -n 2 --dist worksteal tests
 
 check: setup
 	.venv/bin/ruff check .

@@ -138,6 +138,16 @@ class Config(BaseSettings):
             "REDIS_URL",
         ),
     ] = "memory://"
+    pubsub_prefix: Annotated[
+        str,
+        _setting(
+            "pubsub_prefix",
+            "Storage",
+            "What every channel and key in Valkey begins with; one for each installation that shares a Valkey.",
+            min_length=1,
+            max_length=64,
+        ),
+    ] = "sensorkeep"
     raw_retention_days: Annotated[
         int, _setting("raw_retention_days", "Storage", "Days raw readings are kept; 0 keeps them for ever.", ge=0)
     ] = limits.RAW_RETENTION_DAYS

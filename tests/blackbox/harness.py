@@ -34,10 +34,10 @@ T = TypeVar("T")
 class Server:
     """One `sensorkeep serve` on a free port. `client` has the static key for ingest and read; `anonymous` has none."""
 
-    def __init__(self, data_dir: Path, role: str = "serve", **settings: object) -> None:
-        """`role`: the command that runs it; `gateway` and `worker` need settings that name services."""
+    def __init__(self, data_dir: Path, **settings: object) -> None:
         self.data_dir = data_dir
-        self.role = role
+        self.role = "serve"
+        """The command that runs it; `gateway` and `worker` need settings that name services."""
         self.settings = {name.upper(): str(value) for name, value in settings.items()}
         self.log_path = data_dir.with_name(data_dir.name + ".log")
         self.greeting: list[str] = []

@@ -1,3 +1,5 @@
+"""Fixtures of every test that speaks to a server."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator

@@ -1,0 +1,166 @@
+"""A service as a process of its own: started on free ports of 127.0.0.1, waited for, stopped by its pid."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+PORT_MAX = 50_000 - 10_000
+"""SeaweedFS takes each port + 10,000 for gRPC, and must stay below 50,000."""
+READY_SECONDS = 60.0
+LOG_TAIL_CHARS = 3_000
+
+
+class ServiceFailed(RuntimeError):
+    """A service did not start, or ended by itself. It shows the end of its log."""
+
+
+class Service:
+    """What all services share. A subclass prepares its data, says how it is run, and when it is ready.
+
+    The ports are chosen once, so that a service that was stopped comes back where its clients look for it.
+    """
+
+    name: str
+    stop_signal = signal.SIGTERM
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.log_path = folder / f"{self.name}.log"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    # --- what a subclass says ---
+    def prepare(self) -> None:
+        """Make what must be there before the first start. Called at every start."""
+
+    def command(self) -> list[str]:
+        """How it is run."""
+        raise NotImplementedError
+
+    def environment(self) -> dict[str, str]:
+        """Further variables of its process."""
+        return {}
+
+    def is_ready(self) -> bool:
+        """Whether it answers."""
+        raise NotImplementedError
+
+    # --- what the tests do with it ---
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        self.prepare()
+        with self.log_path.open("ab") as log:
+            self.process = subprocess.Popen(
+                self.command(),
+                env=os.environ | self.environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=self.folder,
+                start_new_session=True,
+            )
+        self.wait_until_ready()
+
+    def wait_until_ready(self, seconds: float = READY_SECONDS) -> None:
+        """Wait until it answers. Raises ServiceFailed with the end of its log."""
+        deadline = time.monotonic() + seconds
+        while not self.is_ready():
+            assert self.process is not None
+            if self.process.poll() is not None:
+                raise ServiceFailed(f"{self.name} ended with {self.process.returncode}:\n{self.log_tail()}")
+            if time.monotonic() > deadline:
+                self.kill()
+                raise ServiceFailed(f"{self.name} did not answer within {seconds} s:\n{self.log_tail()}")
+            time.sleep(0.05)
+
+    def stop(self) -> None:
+        """End it as its operator would. Idempotent."""
+        self._end(self.stop_signal)
+
+    def kill(self) -> None:
+        """End it as a power cut would, without a word to anybody. Idempotent."""
+        self._end(signal.SIGKILL)
+
+    def pause(self) -> None:
+        """Let it hang: its connections stay open and nothing answers."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on after `pause`."""
+        self._signal(signal.SIGCONT)
+
+    def log_tail(self) -> str:
+        """The end of what it has logged."""
+        return self.log_path.read_text("utf-8", "replace")[-LOG_TAIL_CHARS:]
+
+    def __enter__(self) -> Any:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+    def _signal(self, kind: signal.Signals) -> None:
+        assert self.process is not None
+        os.killpg(self.process.pid, kind)
+
+    def _end(self, kind: signal.Signals) -> None:
+        process, self.process = self.process, None
+        if process is None:
+            return
+        for wanted in (kind, signal.SIGKILL):
+            try:
+                os.killpg(process.pid, wanted)
+            except ProcessLookupError:
+                break
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                continue
+            # Children that share its session go with it.
+            if wanted is not signal.SIGKILL:
+                continue
+            break
+        process.wait(30)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of 127.0.0.1 that nothing listens on, all different, at most PORT_MAX."""
+    held: list[socket.socket] = []
+    ports: list[int] = []
+    try:
+        number = 20_000 + int.from_bytes(os.urandom(2)) % 15_000
+        while len(ports) < count:
+            number = number + 1 if number < PORT_MAX else 20_000
+            if _is_free(number, held) and _is_free(number + 10_000, held):
+                ports.append(number)
+    finally:
+        for listener in held:
+            listener.close()
+    return ports
+
+
+def _is_free(port: int, held: list[socket.socket]) -> bool:
+    listener = socket.socket()
+    try:
+        listener.bind(("127.0.0.1", port))
+    except OSError:
+        listener.close()
+        return False
+    held.append(listener)
+    return True
+
+
+def answers(port: int) -> bool:
+    """Whether something accepts connections there."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=1):
+            return True
+    except OSError:
+        return False
