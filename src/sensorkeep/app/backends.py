@@ -74,7 +74,7 @@ def open_backends(config: Config, role: Role, clock: Clock) -> Backends:
         opened.callback(store.close)
         pubsub = _open_pubsub(config)
         opened.callback(pubsub.close)
-        queue = _open_queue(config, clock, consume=role != "gateway")
+        queue = open_queue(config, clock, consume=role != "gateway")
         opened.pop_all()
     return Backends(data_dir, object_store, queue, store, database, pubsub)
 
@@ -119,7 +119,8 @@ def open_store(config: Config, clock: Clock) -> TimeSeriesStore:
     return PostgresStore(config.tsdb_url, clock=clock, raw_retention_days=config.raw_retention_days)
 
 
-def _open_queue(config: Config, clock: Clock, *, consume: bool) -> ClaimQueue:
+def open_queue(config: Config, clock: Clock, *, consume: bool) -> ClaimQueue:
+    """The claim queue; who does not `consume` publishes and asks how much waits."""
     if is_embedded(config, "queue_url"):
         return SqliteClaimQueue(embedded_path(config, "queue_url", config.data_dir.resolve() / "queue.sqlite"), clock)
     from sensorkeep.queue.kafka import KafkaClaimQueue

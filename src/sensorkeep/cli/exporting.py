@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import typer
 
 from sensorkeep.cli import options as common
+from sensorkeep.cli.archiving import export_archive
 from sensorkeep.cli.client import DEFAULT_URL, ApiClient, unreachable
 from sensorkeep.cli.export_files import (
     RAW_SCHEMA,
@@ -26,6 +27,7 @@ from sensorkeep.cli.export_files import (
 )
 from sensorkeep.cli.output import ExitCode, Output, ProgressReport
 from sensorkeep.clock import DAY_US, Clock, SystemClock, rfc3339, to_us
+from sensorkeep.config import load_config
 from sensorkeep.errors import InvalidInput, NotFound
 from sensorkeep.limits import HISTORY_DAYS_DEFAULT, PAGE_ROWS_DEFAULT, PAGE_ROWS_MAX
 from sensorkeep.model import canonical_uuid
@@ -218,7 +220,11 @@ def export_range(start: str | None, end: str | None, clock: Clock) -> tuple[int,
 
 def export_command(
     output_file: Annotated[
-        Path, typer.Argument(help="File to write: .csv, .jsonl (each also .gz), .parquet or .arrow.", metavar="FILE")
+        Path,
+        typer.Argument(
+            help="File to write: .csv, .jsonl (each also .gz), .parquet or .arrow; with --everything a new directory.",
+            metavar="FILE",
+        ),
     ],
     url: common.Url = DEFAULT_URL,
     api_key: common.ApiKey = None,
@@ -237,13 +243,27 @@ def export_command(
     ] = None,
     page_rows: Annotated[int, typer.Option(min=1, max=PAGE_ROWS_MAX, help="Rows per request.")] = PAGE_ROWS_DEFAULT,
     force: Annotated[bool, typer.Option("--force", help="Replace the file where it exists.")] = False,
+    everything: common.Everything = False,
+    without_payloads: Annotated[
+        bool, typer.Option("--without-payloads", help="With --everything: leave out what the clients sent.")
+    ] = False,
+    config_file: common.ArchiveConfig = None,
+    data_dir: common.ArchiveDataDir = None,
 ) -> None:
     """Export history to a file. Raw readings as CSV or JSONL can be imported again with no options.
+
+    With --everything: export the whole installation of the settings (stores, users, keys, totals) into a new
+    directory, while no server runs on it.
 
     Exit codes: 0 done, 1 the server refused or the file exists, 2 wrong usage, 3 the server cannot be reached.
     """
     output = Output()
     with output.reporting_errors():
+        common.check_archive_options(everything, without_payloads, config_file, data_dir)
+        if everything:
+            config = load_config(file=config_file, data_dir=data_dir)
+            export_archive(config, output_file, output, with_payloads=not without_payloads)
+            raise typer.Exit(ExitCode.OK)
         if equipment and sensor:
             raise InvalidInput("give --equipment or --sensor, not both", code="bad_parameter")
         chosen = file_format or export_format_of(output_file)

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from sensorkeep.cli import options as common
+from sensorkeep.cli.archiving import import_archive
 from sensorkeep.cli.client import DEFAULT_URL, ApiClient
 from sensorkeep.cli.import_state import Progress, ProgressFile, RefusedFile
 from sensorkeep.cli.output import ExitCode, Output, ProgressReport
@@ -21,6 +22,7 @@ from sensorkeep.cli.row_batches import GoodRow, RowBatch, RowReader
 from sensorkeep.cli.source_files import FileFormat, SourceFile, SourceRow
 from sensorkeep.cli.source_rows import ColumnOptions, Converted, parse_columns
 from sensorkeep.clock import Clock, SystemClock
+from sensorkeep.config import load_config
 from sensorkeep.errors import InvalidInput, LimitExceeded, NotFound, SensorkeepError
 from sensorkeep.limits import BAD_ROWS_SHOWN_MAX, PREFER_WAIT_SECONDS_MAX, READINGS_PER_GENERAL_REQUEST_MAX
 
@@ -313,7 +315,13 @@ def _print_result(path: Path, options: ImportOptions, result: ImportResult, outp
 
 
 def import_command(
-    files: Annotated[list[Path], typer.Argument(help="CSV, JSON or JSONL files, each also .gz.", show_default=False)],
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            help="CSV, JSON or JSONL files, each also .gz; with --everything the directory of an export.",
+            show_default=False,
+        ),
+    ],
     url: common.Url = DEFAULT_URL,
     api_key: common.ApiKey = None,
     username: common.Username = None,
@@ -356,13 +364,25 @@ def import_command(
     ] = None,
     wait: Annotated[float, typer.Option(min=0, help="Seconds to wait at the end for the counts.")] = SETTLE_SECONDS,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Read everything, send nothing.")] = False,
+    everything: common.Everything = False,
+    config_file: common.ArchiveConfig = None,
+    data_dir: common.ArchiveDataDir = None,
 ) -> None:
     """Import readings from files. An interrupted import goes on where it was; sending a row again changes nothing.
+
+    With --everything: bring the directory of `export --everything` into the empty installation of the settings, while
+    no server runs on it.
 
     Exit codes: 0 all rows are in, 1 some were refused, 2 wrong usage, 3 the server cannot be reached.
     """
     output = Output()
     with output.reporting_errors():
+        common.check_archive_options(everything, False, config_file, data_dir)
+        if everything:
+            if len(files) != 1:
+                raise InvalidInput("--everything takes one directory", code="bad_parameter")
+            import_archive(load_config(file=config_file, data_dir=data_dir), files[0], output)
+            raise typer.Exit(ExitCode.OK)
         mapping = parse_columns(columns or [])
         if sensor_id_column:
             mapping["sensor_id"] = sensor_id_column

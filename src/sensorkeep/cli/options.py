@@ -1,14 +1,16 @@
-"""The options that every command has which talks to a running server."""
+"""The options that several commands have: those that talk to a running server, or move a whole installation."""
 
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from sensorkeep.cli.client import ApiClient, Credential
 from sensorkeep.cli.output import Output
+from sensorkeep.errors import InvalidInput
 
 Url = Annotated[str, typer.Option("--url", envvar="SENSORKEEP_URL", help="Where the server is.")]
 ApiKey = Annotated[
@@ -23,6 +25,27 @@ Password = Annotated[
         "--password", envvar="SENSORKEEP_PASSWORD", help="The user's password; asked for on a terminal where missing."
     ),
 ]
+
+Everything = Annotated[
+    bool, typer.Option("--everything", help="The whole installation, its stores opened here: stop its servers first.")
+]
+ArchiveConfig = Annotated[
+    Path | None, typer.Option("--config", help="With --everything: TOML file with settings.", show_default=False)
+]
+ArchiveDataDir = Annotated[
+    Path | None,
+    typer.Option("--data-dir", help="With --everything: directory of the embedded stores.", show_default=False),
+]
+
+
+def check_archive_options(
+    everything: bool, without_payloads: bool, config_file: Path | None, data_dir: Path | None
+) -> None:
+    """Raises InvalidInput (`bad_parameter`) where an option of --everything is given without it."""
+    given = {"--without-payloads": without_payloads, "--config": config_file, "--data-dir": data_dir}
+    alone = [name for name, value in given.items() if value]
+    if alone and not everything:
+        raise InvalidInput(f"{alone[0]} belongs to --everything", code="bad_parameter")
 
 
 def credential(api_key: str | None, username: str | None, password: str | None) -> Credential:

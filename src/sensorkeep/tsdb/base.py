@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import pyarrow as pa
 
@@ -26,6 +26,26 @@ SUMMARY_COLUMNS = (
     "median", "p95", "p99", "approximate",
 )  # fmt: skip
 """Columns of `summarize`: one row per sensor that has readings in the range."""
+
+_MOVED_FIELDS: list[pa.Field[Any]] = [
+    pa.field("sensor", pa.string(), nullable=False),  # its uuid
+    pa.field("time", pa.timestamp("us", tz="UTC"), nullable=False),
+    pa.field("count", pa.int64(), nullable=False),
+    *(pa.field(name, pa.float64()) for name in ("sum", "min", "max", "m2", "median", "p95", "p99")),
+    pa.field("approximate", pa.bool_(), nullable=False),
+]
+BUCKET_SCHEMAS: dict[Period, pa.Schema] = {
+    "hour": pa.schema([*_MOVED_FIELDS, pa.field("minutes", pa.int64(), nullable=False)]),
+    "day": pa.schema(
+        [
+            *_MOVED_FIELDS,
+            pa.field("active_minutes", pa.int32(), nullable=False),
+            pa.field("grid", pa.list_(pa.float32())),
+        ]
+    ),
+}
+"""Buckets in the form that merges, as they move between stores. `minutes` has bit i set where minute i of the hour has
+a reading; `grid` holds the percentiles at rollup.DAY_PROBABILITIES, null where count is 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +129,19 @@ class TimeSeriesStore(Protocol):
         Up to 2 days: exact from raw, percentiles too, `active_periods` counts hours. Longer: `start_us` is an hour
         boundary (up to 14 days; counts hours) or a day boundary (counts days), all but percentiles exact; these
         come from the mergeable form and `approximate` is true.
+        """
+        ...
+
+    def export_buckets(self, period: Period, start_us: int, end_us: int) -> pa.Table:
+        """The buckets of every sensor that start in [start, end) and whose raw is gone, with BUCKET_SCHEMAS."""
+        ...
+
+    def import_buckets(self, period: Period, buckets: pa.Table) -> None:
+        """Take in buckets that another store exported. Durable when it returns; repeating it changes nothing.
+
+        Their days then have no raw: later readings merge into them. Hours and days of one day may come in any order,
+        but before raw readings: raises Conflict, with nothing changed, where the store holds raw of such a day, or of
+        one before it that is not rolled up yet.
         """
         ...
 

@@ -11,19 +11,20 @@ import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import duckdb
 import pyarrow as pa
 
 from sensorkeep.clock import Clock
 from sensorkeep.model import Counts
 from sensorkeep.tsdb.base import Period, Settled, StoreStatus, Write
+from sensorkeep.tsdb.duckdb import moving, summary, writing
 from sensorkeep.tsdb.duckdb import state as states
-from sensorkeep.tsdb.duckdb import summary, writing
 from sensorkeep.tsdb.duckdb.engine import Engine
 from sensorkeep.tsdb.duckdb.maintenance import Maintenance
 from sensorkeep.tsdb.duckdb.merging import Transaction
 from sensorkeep.tsdb.duckdb.reading import Snapshot, shown, version_of
-from sensorkeep.tsdb.duckdb.readings import integers
 from sensorkeep.tsdb.duckdb.state import DayState, State
+from sensorkeep.tsdb.readings import integers
 
 
 class DuckDBStore:
@@ -113,6 +114,18 @@ class DuckDBStore:
         with self._snapshot(sensors, start_us, end_us) as snapshot:
             return summary.summarize(snapshot, start_us, end_us)
 
+    def export_buckets(self, period: Period, start_us: int, end_us: int) -> pa.Table:
+        """See TimeSeriesStore."""
+        with self._moment() as (connection, state):
+            return moving.export_buckets(connection, state, period, start_us, end_us)
+
+    def import_buckets(self, period: Period, buckets: pa.Table) -> None:
+        """See TimeSeriesStore."""
+        if buckets.num_rows == 0:
+            return
+        with self._writer, self._transaction() as transaction:
+            moving.import_buckets(transaction, period, buckets)
+
     def status(self) -> StoreStatus:
         """See TimeSeriesStore."""
         with self._engine.snapshot() as connection:
@@ -149,12 +162,18 @@ class DuckDBStore:
 
     @contextlib.contextmanager
     def _snapshot(self, sensors: Sequence[str], start_us: int, end_us: int) -> Iterator[Snapshot]:
+        """What one moment of the store tells of the sensors."""
+        with self._moment() as (connection, state):
+            yield Snapshot(connection, state, sensors, start_us, end_us)
+
+    @contextlib.contextmanager
+    def _moment(self) -> Iterator[tuple[duckdb.DuckDBPyConnection, State]]:
         """A snapshot of the database together with the state of the same moment."""
         while True:
             state = self._state
             with self._engine.snapshot() as connection:
                 if version_of(connection) == state.version:
-                    yield Snapshot(connection, state, sensors, start_us, end_us)
+                    yield connection, state
                     return
             with self._publishing:
                 pass  # the writer is between its commit and the new state

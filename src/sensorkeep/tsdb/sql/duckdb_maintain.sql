@@ -78,3 +78,20 @@ DELETE FROM batches WHERE written_us < $before_us
 SELECT stored.* FROM (FROM {rollup} UNION ALL FROM {rollup}_settled) AS stored SEMI JOIN wanted
 ON stored.series = wanted.series AND stored.time = wanted.time
 WHERE stored.time >= make_timestamptz($start_us) AND stored.time < make_timestamptz($end_us)
+
+-- name: export_hourly
+SELECT
+    series.uuid AS sensor, stored.time, count, sum, min, max, m2, minutes::BIGINT AS minutes, median, p95, p99,
+    approximate
+FROM (FROM hourly UNION ALL FROM hourly_settled) AS stored JOIN series ON series.id = stored.series
+WHERE stored.time >= make_timestamptz($start_us) AND stored.time < make_timestamptz($end_us)
+    AND list_contains($days, CAST(floor(epoch_us(stored.time) / 86400000000) AS INTEGER))
+ORDER BY sensor, stored.time
+
+-- name: export_daily
+SELECT
+    series.uuid AS sensor, stored.time, count, sum, min, max, m2, active_minutes, median, p95, p99, approximate, grid
+FROM (FROM daily UNION ALL FROM daily_settled) AS stored JOIN series ON series.id = stored.series
+WHERE stored.time >= make_timestamptz($start_us) AND stored.time < make_timestamptz($end_us)
+    AND list_contains($days, CAST(floor(epoch_us(stored.time) / 86400000000) AS INTEGER))
+ORDER BY sensor, stored.time
