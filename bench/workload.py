@@ -20,7 +20,7 @@ from sensorkeep.clock import MINUTE_US, SystemClock
 from sensorkeep.decode.esm import EsmBulkDecoder
 from sensorkeep.decode.options import DecodeOptions
 from sensorkeep.model import READINGS_SCHEMA, DecodedBatch, Equipment, Sensor
-from sensorkeep.tsdb.duckdb.readings import integers
+from sensorkeep.tsdb.readings import integers
 
 SENSORS = 1_000
 READINGS_PER_BATCH = 20_000

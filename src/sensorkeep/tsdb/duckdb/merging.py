@@ -12,9 +12,9 @@ from sensorkeep.clock import DAY_US, HOUR_US
 from sensorkeep.limits import RUN_READINGS_MIN
 from sensorkeep.tsdb.duckdb import sealed
 from sensorkeep.tsdb.duckdb.engine import registered
-from sensorkeep.tsdb.duckdb.readings import Incoming, Integers, Known, classify
 from sensorkeep.tsdb.duckdb.state import Day, State
 from sensorkeep.tsdb.duckdb.statements import day_table, statement
+from sensorkeep.tsdb.readings import Incoming, Integers, Known, classify
 
 
 @dataclass(frozen=True, slots=True)

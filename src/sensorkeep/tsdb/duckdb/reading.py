@@ -13,49 +13,15 @@ from typing import Any, NamedTuple
 import duckdb
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from sensorkeep.clock import DAY_US, HOUR_US
-from sensorkeep.model import READINGS_SCHEMA
-from sensorkeep.tsdb.base import RAW_COLUMNS, ROLLUP_COLUMNS, Period
-from sensorkeep.tsdb.duckdb.aggregating import Points, bucket_columns, summary_columns
-from sensorkeep.tsdb.duckdb.readings import Flags, Integers, integers
+from sensorkeep.tsdb.aggregating import Points, bucket_columns, summary_columns
+from sensorkeep.tsdb.base import Period
 from sensorkeep.tsdb.duckdb.sealed import DAY_GRID
 from sensorkeep.tsdb.duckdb.state import State
 from sensorkeep.tsdb.duckdb.statements import day_table, statement
-
-_RAW_SCHEMA = pa.schema([pa.field("sensor", pa.int32()), *(READINGS_SCHEMA.field(name) for name in RAW_COLUMNS[1:])])
-
-_TYPES: dict[str, pa.DataType] = {
-    "sensor": pa.int32(),
-    "time": pa.timestamp("us", tz="UTC"),
-    "count": pa.int64(),
-    "sum": pa.float64(),
-    "min": pa.float64(),
-    "max": pa.float64(),
-    "m2": pa.float64(),
-    "active_minutes": pa.int32(),
-    "active_periods": pa.int32(),
-    "median": pa.float64(),
-    "p95": pa.float64(),
-    "p99": pa.float64(),
-    "approximate": pa.bool_(),
-    "grid": pa.list_(pa.float32()),
-}
-
-
-def _schema(*without: str) -> pa.Schema:
-    return pa.schema({name: kind for name, kind in _TYPES.items() if name not in without})
-
-
-SUMMARY_SCHEMA = _schema("time", "grid")
-"""Summaries as they are inside: what merges, not yet what is shown."""
-
-GRID_SCHEMA = _schema("active_periods")
-"""Days with their distribution."""
-
-BUCKET_SCHEMA = _schema("active_periods", "grid")
-"""Buckets."""
+from sensorkeep.tsdb.readings import Flags, Integers, integers
+from sensorkeep.tsdb.shapes import BUCKET_SCHEMA, GRID_SCHEMA, RAW_SCHEMA, SUMMARY_SCHEMA, as_table
 
 _PERIOD_US = {"hour": HOUR_US, "day": DAY_US}
 _ROLLUP = {"hour": "hourly", "day": "daily"}
@@ -131,8 +97,8 @@ class Snapshot:
             source = self._selected("readings", [span], placed=True)
             page = self._arrow("first_readings", parameters | _bounds([span]), source=source)
             limit -= page.num_rows
-            pages.append(self._with_sensor(page).select(_RAW_SCHEMA.names).cast(_RAW_SCHEMA))
-        return pa.concat_tables(pages).unify_dictionaries() if pages else _RAW_SCHEMA.empty_table()
+            pages.append(self._with_sensor(page).select(RAW_SCHEMA.names).cast(RAW_SCHEMA))
+        return pa.concat_tables(pages).unify_dictionaries() if pages else RAW_SCHEMA.empty_table()
 
     def buckets(self, period: Period, start_us: int, end_us: int, limit: int = _ROWS_MAX) -> pa.Table:
         """Buckets that start in [start, end) with BUCKET_SCHEMA, by (time, sensor): at least the first `limit`."""
@@ -150,7 +116,9 @@ class Snapshot:
         points = self._few_points(spans)
         if points is not None:
             return (
-                _table(summary_columns(points), SUMMARY_SCHEMA) if len(points.sensor) else SUMMARY_SCHEMA.empty_table()
+                as_table(summary_columns(points), SUMMARY_SCHEMA)
+                if len(points.sensor)
+                else SUMMARY_SCHEMA.empty_table()
             )
         parameters = _bounds(spans) | {"origin_us": spans[0].day * DAY_US}
         summary = self._rows("summary_from_raw", SUMMARY_SCHEMA, parameters, source=self._selected("values", spans))
@@ -184,7 +152,7 @@ class Snapshot:
             return pa.concat_tables(parts) if parts else schema.empty_table()
         if len(points.sensor) == 0:
             return schema.empty_table()
-        return _table(bucket_columns(points, _PERIOD_US[period], grid="grid" in schema.names), schema)
+        return as_table(bucket_columns(points, _PERIOD_US[period], grid="grid" in schema.names), schema)
 
     def _few_points(self, spans: list[Span]) -> Points | None:
         """The readings in `spans`; None where they are many."""
@@ -199,12 +167,12 @@ class Snapshot:
     def _all_raw(self, spans: list[Span], limit: int) -> pa.Table | None:
         """All readings in `spans`, in no order; None where they are more than `limit`."""
         if not spans:
-            return _RAW_SCHEMA.empty_table()
+            return RAW_SCHEMA.empty_table()
         parameters = _bounds(spans) | {"limit": limit + 1}
         table = self._arrow("limited", parameters, source=self._selected("readings", spans))
         if table.num_rows > limit:
             return None
-        return self._with_sensor(table).select(_RAW_SCHEMA.names).cast(_RAW_SCHEMA).unify_dictionaries()
+        return self._with_sensor(table).select(RAW_SCHEMA.names).cast(RAW_SCHEMA).unify_dictionaries()
 
     def _stored(self, period: Period, schema: pa.Schema, start_us: int, end_us: int, limit: int) -> pa.Table:
         table = _ROLLUP[period]
@@ -308,25 +276,8 @@ def _outside(stored: pa.Table, spans: list[Span]) -> pa.Table:
     return stored if keep.all() else stored.filter(pa.array(keep))
 
 
-def _table(columns: dict[str, Any], schema: pa.Schema) -> pa.Table:
-    return pa.table([columns[name] for name in schema.names], schema=schema)
-
-
 def _column(values: Any) -> Any:
     """An array of numpy, masked where there are nulls, as Arrow."""
     if isinstance(values, np.ma.MaskedArray):
         return pa.array(values.data, mask=np.ma.getmaskarray(values))
     return pa.array(values)
-
-
-_ONE: Any = pa.scalar(1.0)
-
-
-def shown(buckets: pa.Table, columns: Sequence[str] = ROLLUP_COLUMNS) -> pa.Table:
-    """Buckets as the contract shows them: with average and stddev, without m2."""
-    count = buckets["count"].cast(pa.float64())
-    average = pc.divide(buckets["sum"], count)
-    spread = pc.sqrt(pc.divide(buckets["m2"], pc.subtract(count, _ONE)))
-    stddev = pc.if_else(pc.greater(count, _ONE), spread, pa.scalar(None, pa.float64()))
-    table = buckets.append_column("average", average).append_column("stddev", stddev)
-    return table.select(list(columns))

@@ -17,14 +17,16 @@ import pyarrow as pa
 from sensorkeep.clock import Clock
 from sensorkeep.model import Counts
 from sensorkeep.tsdb.base import Period, Settled, StoreStatus, Write
-from sensorkeep.tsdb.duckdb import moving, summary, writing
+from sensorkeep.tsdb.duckdb import moving, writing
 from sensorkeep.tsdb.duckdb import state as states
 from sensorkeep.tsdb.duckdb.engine import Engine
 from sensorkeep.tsdb.duckdb.maintenance import Maintenance
 from sensorkeep.tsdb.duckdb.merging import Transaction
-from sensorkeep.tsdb.duckdb.reading import Snapshot, shown, version_of
+from sensorkeep.tsdb.duckdb.reading import Snapshot, version_of
 from sensorkeep.tsdb.duckdb.state import DayState, State
 from sensorkeep.tsdb.readings import integers
+from sensorkeep.tsdb.shapes import shown
+from sensorkeep.tsdb.summary import summarize
 
 
 class DuckDBStore:
@@ -112,7 +114,7 @@ class DuckDBStore:
     def summarize(self, sensors: Sequence[str], start_us: int, end_us: int) -> pa.Table:
         """See TimeSeriesStore."""
         with self._snapshot(sensors, start_us, end_us) as snapshot:
-            return summary.summarize(snapshot, start_us, end_us)
+            return summarize(snapshot, start_us, end_us)
 
     def export_buckets(self, period: Period, start_us: int, end_us: int) -> pa.Table:
         """See TimeSeriesStore."""

@@ -22,9 +22,9 @@ from sensorkeep.tsdb.base import Settled, Write
 from sensorkeep.tsdb.duckdb import merging
 from sensorkeep.tsdb.duckdb.engine import registered
 from sensorkeep.tsdb.duckdb.merging import Transaction
-from sensorkeep.tsdb.duckdb.readings import Incoming, Integers, count, gather, incoming, integers
 from sensorkeep.tsdb.duckdb.state import Marks, Unsettled
 from sensorkeep.tsdb.duckdb.statements import statement
+from sensorkeep.tsdb.readings import Incoming, Integers, count, gather, incoming, integers
 
 
 def first_counts(connection: duckdb.DuckDBPyConnection, batch_ids: Sequence[str]) -> dict[str, Counts]:
@@ -42,7 +42,7 @@ def first_counts(connection: duckdb.DuckDBPyConnection, batch_ids: Sequence[str]
 def write(transaction: Transaction, writes: Sequence[Write]) -> dict[str, Counts]:
     """Write batches that are not known yet, each id once; the counts of those that are settled by it."""
     draft = transaction.draft
-    readings = gather(writes, draft)
+    readings = gather(writes, draft.number_of)
     is_late = np.zeros(len(readings.time_us), np.bool_)
     if len(readings.time_us):
         late_before_us = _advance(transaction, int(readings.time_us.max()))

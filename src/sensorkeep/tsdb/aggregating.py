@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from sensorkeep.clock import HOUR_US, MINUTE_US
 from sensorkeep.rollup import DAY_PROBABILITIES, PERCENTILES
-from sensorkeep.tsdb.duckdb.readings import Integers
+from sensorkeep.tsdb.readings import Integers
 
 Doubles = NDArray[np.float64]
 

@@ -3,19 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 
 from sensorkeep import rollup
 from sensorkeep.clock import DAY_US
 from sensorkeep.limits import SUMMARY_EXACT_DAYS_MAX, SUMMARY_HOURS_DAYS_MAX
-from sensorkeep.tsdb.base import SUMMARY_COLUMNS
-from sensorkeep.tsdb.duckdb.reading import SUMMARY_SCHEMA, Snapshot, shown
-from sensorkeep.tsdb.duckdb.readings import integers
-from sensorkeep.tsdb.duckdb.sealed import PERCENTILE_COLUMNS
+from sensorkeep.tsdb.base import SUMMARY_COLUMNS, Period
+from sensorkeep.tsdb.readings import integers
+from sensorkeep.tsdb.sealed import PERCENTILE_COLUMNS
+from sensorkeep.tsdb.shapes import SUMMARY_SCHEMA, shown
 
 Row = dict[str, Any]
+
+
+class Snapshot(Protocol):
+    """One moment of a store, seen for some sensors."""
+
+    reaches_sealed: bool
+    """Whether the range holds readings whose raw is gone."""
+
+    def buckets(self, period: Period, start_us: int, end_us: int) -> pa.Table:
+        """Buckets that start in [start, end) with BUCKET_SCHEMA."""
+        ...
+
+    def days_with_grid(self, start_us: int, end_us: int) -> pa.Table:
+        """Days that start in [start, end), with GRID_SCHEMA."""
+        ...
+
+    def summary_from_raw(self, start_us: int, end_us: int) -> pa.Table:
+        """One exact row a sensor, straight from raw, with SUMMARY_SCHEMA; `active_periods` counts hours."""
+        ...
 
 
 def summarize(snapshot: Snapshot, start_us: int, end_us: int) -> pa.Table:

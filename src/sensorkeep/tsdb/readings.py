@@ -5,7 +5,7 @@ Everything works on whole columns; a loop over rows would cost more than the dat
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from sensorkeep.clock import DAY_US
 from sensorkeep.model import READINGS_SCHEMA, Counts
 from sensorkeep.tsdb.base import Write
-from sensorkeep.tsdb.duckdb.state import State
 
 Integers = NDArray[np.int64]
 Flags = NDArray[np.bool_]
@@ -48,15 +47,15 @@ class Incoming:
         return np.floor_divide(self.time_us, DAY_US)
 
 
-def gather(writes: Sequence[Write], state: State) -> Incoming:
-    """The batches as one table; sensors not seen before get their numbers in `state` (a draft)."""
+def gather(writes: Sequence[Write], number_of: Callable[[str], int]) -> Incoming:
+    """The batches as one table; `number_of` gives the series number of a sensor's uuid."""
     batches = [write.batch for write in writes]
     lengths = np.fromiter((batch.readings.num_rows for batch in batches), np.int64, len(batches))
     table = pa.concat_tables([batch.readings for batch in batches]) if batches else READINGS_SCHEMA.empty_table()
     # One dictionary for all, so that the chunks can become one.
     table = table.unify_dictionaries().combine_chunks()
     shared = {id(batch.sensors): batch.sensors for batch in batches}  # batches made in one go share their sensors
-    numbers = np.fromiter((state.number_of(sensor.uuid) for sensors in shared.values() for sensor in sensors), np.int64)
+    numbers = np.fromiter((number_of(sensor.uuid) for sensors in shared.values() for sensor in sensors), np.int64)
     offsets = dict(zip(shared, np.cumsum([0, *map(len, shared.values())]).tolist(), strict=False))
     first_sensor = np.fromiter((offsets[id(batch.sensors)] for batch in batches), np.int64, len(batches))
     series = numbers[integers(table["series"]) + np.repeat(first_sensor, lengths)]
