@@ -13,6 +13,7 @@ from pydantic import SecretStr
 
 from sensorkeep.app.urls import SCHEMES, Setting, address, embedded_path, is_embedded
 from sensorkeep.catalog.database import Database, SchemaAction, open_database
+from sensorkeep.catalog.import_mark import refuse_unfinished_import
 from sensorkeep.clock import Clock
 from sensorkeep.config import Config
 from sensorkeep.data_dir import DataDir
@@ -68,6 +69,7 @@ def open_backends(config: Config, role: Role, clock: Clock) -> Backends:
             opened.callback(data_dir.close)
         database = open_catalog(config)
         opened.callback(database.close)
+        refuse_unfinished_import(database)
         object_store = open_object_store(config)
         opened.callback(object_store.close)
         store = open_store(config, clock)

@@ -1,15 +1,11 @@
-"""The tables of the catalog as files of JSON lines, and back: by their metadata, so that a new table comes along.
-
-While an import runs, a mark in the catalog names its archive. It tells a repeated import from one into an
-installation that is in use, and goes with the transaction that brings in the rows.
-"""
+"""The tables of the catalog as files of JSON lines, and back: by their metadata, so that a new table comes along."""
 
 from __future__ import annotations
 
 import base64
 import binascii
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
@@ -20,12 +16,10 @@ from sensorkeep.archive.layout import ArchiveFile, table_path
 from sensorkeep.archive.progress import Progress
 from sensorkeep.archive.writing import ArchiveWriter
 from sensorkeep.catalog.database import Database
-from sensorkeep.catalog.schema import METADATA, api_keys, ledger, secrets, users
+from sensorkeep.catalog.import_mark import marked_archive, set_mark
+from sensorkeep.catalog.schema import METADATA, api_keys, ledger, users
 from sensorkeep.errors import Conflict, Corrupt
 from sensorkeep.limits import ARCHIVE_CATALOG_ROWS
-
-MARK = "unfinished_import"
-"""Name of the mark among the secrets; its value is the digest of the archive."""
 
 _FIRST_START = frozenset(
     {"users", "api_keys", "refresh_tokens", "secrets", "counters", "audit_log", "idempotency_keys", "ledger"}
@@ -42,7 +36,7 @@ def export_tables(database: Database, writer: ArchiveWriter, progress: Progress)
     with database.write() as connection, progress("catalog", float(len(tables))) as report:
         if not database.is_sqlite:
             connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-        if _mark(connection) is not None:
+        if marked_archive(connection) is not None:
             raise Conflict("an import into this installation is unfinished: finish it first, by the same command")
         for number, table in enumerate(tables, start=1):
             with writer.lines(table_path(table.name)) as lines:
@@ -52,26 +46,20 @@ def export_tables(database: Database, writer: ArchiveWriter, progress: Progress)
 
 
 def begin_import(database: Database, digest: str) -> bool:
-    """Set the mark; True where it was there, so that this import goes on with an earlier one.
+    """Set the mark that an import began; True where it was there, so that this import goes on with an earlier one.
 
     Raises Conflict where the catalog is in use, or an import of another archive into it is unfinished.
     """
     with database.write() as connection:
-        found = _mark(connection)
+        found = marked_archive(connection)
         if found not in (None, digest):
             raise Conflict(
                 "an import of another archive into this installation is unfinished: finish it, or name a new one"
             )
         _require_unused(connection)
         if found is None:
-            connection.execute(sa.insert(secrets).values(name=MARK, value=digest))
+            set_mark(connection, digest)
     return found is not None
-
-
-def unfinished_import(database: Database) -> bool:
-    """Whether an import into the catalog began and did not end."""
-    with database.read() as connection:
-        return _mark(connection) is not None
 
 
 def import_tables(database: Database, archive: Archive, progress: Progress) -> None:
@@ -103,11 +91,6 @@ def sensors_by_uuid(database: Database) -> list[str]:
     sensors = METADATA.tables["sensors"]
     with database.read() as connection:
         return list(connection.execute(sa.select(sensors.c.uuid).order_by(sensors.c.uuid)).scalars())
-
-
-def _mark(connection: sa.Connection) -> str | None:
-    found: str | None = connection.execute(sa.select(secrets.c.value).where(secrets.c.name == MARK)).scalar()
-    return found
 
 
 def _require_unused(connection: sa.Connection) -> None:
@@ -186,6 +169,3 @@ def _continue_numbers(connection: sa.Connection, table: sa.Table) -> None:
     sequence = sa.func.pg_get_serial_sequence(table.name, column.name)
     highest = sa.select(sa.func.max(column)).scalar_subquery()
     connection.execute(sa.select(sa.func.setval(sequence, sa.func.coalesce(highest, 1), highest.is_not(None))))
-
-
-Clean = Callable[[Row], Row]

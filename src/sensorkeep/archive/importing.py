@@ -7,15 +7,16 @@ the same command can be given again until it succeeds, and an installation with 
 
 from __future__ import annotations
 
-from sensorkeep.archive.catalog_tables import begin_import, import_tables, unfinished_import
+from sensorkeep.archive.catalog_tables import begin_import, import_tables
 from sensorkeep.archive.files import Archive
 from sensorkeep.archive.installation import Installation
-from sensorkeep.archive.layout import PAYLOADS_INDEX, table_path
+from sensorkeep.archive.layout import PAYLOADS_INDEX, ROLLUP_FILES, table_path
 from sensorkeep.archive.payloads import import_payloads
 from sensorkeep.archive.progress import Progress
 from sensorkeep.archive.readings import ReadingsImport
-from sensorkeep.archive.rollups import import_rollups
+from sensorkeep.archive.rollups import count_rollups, import_rollups
 from sensorkeep.catalog import migration
+from sensorkeep.catalog.import_mark import unfinished_import
 from sensorkeep.clock import DAY_US
 from sensorkeep.errors import Conflict, Corrupt, InvalidInput
 from sensorkeep.limits import TIME_OLDEST_US
@@ -44,6 +45,7 @@ def import_everything(installation: Installation, archive: Archive, progress: Pr
     resumed = begin_import(installation.database, archive.digest)
     import_rollups(installation.store, archive, progress)
     ReadingsImport(installation.store, archive, sensors).run(progress)
+    _require_rollups(installation, archive, list(sensors))
     import_payloads(installation.object_store, archive, progress)
     import_tables(installation.database, archive, progress)
     found = installation.accounting()
@@ -71,6 +73,15 @@ def _require_empty(installation: Installation, archive: Archive, sensors: list[s
         found.append("payloads in the object store")
     if found:
         raise Conflict(f"the installation is in use (it holds {', '.join(found)}): import into a new one")
+
+
+def _require_rollups(installation: Installation, archive: Archive, sensors: list[str]) -> None:
+    """Raises Corrupt where the store does not tell as many buckets as the archive holds."""
+    for period in ROLLUP_FILES:
+        expected = archive.manifest.rollups(period)
+        found = count_rollups(installation.store, sensors, period, installation.clock.now_us())
+        if found != expected:
+            raise Corrupt(f"the store holds {found:,} {period}s whose readings are gone, the archive {expected:,}")
 
 
 def _held(store: TimeSeriesStore, sensors: list[str]) -> list[str]:
