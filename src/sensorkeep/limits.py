@@ -42,6 +42,14 @@ OBJECT_BUFFER_BYTES = 1 * MIB
 """An equipment object longer than this is decoded in parts, so that memory stays bounded: `{},` becomes 180 bytes."""
 OBJECT_PART_BYTES = 256 * KIB
 """Readings of a long equipment object decoded at once."""
+DECODE_ALIKE_READING_BYTES_MAX = 200
+"""Equipment objects that are written alike are read all at once where their readings are no longer than this; of a long
+reading the parser skips what is not read faster than whole arrays of it can be compared."""
+DECODE_ALIKE_BYTES_MIN = 32 * KIB
+DECODE_ALIKE_READINGS_MIN = 64
+"""With less it is quicker to decode objects one by one."""
+DECODE_ALIKE_TRIES_MAX = 3
+"""After so many windows whose objects were not alike, the rest of the body is decoded one by one."""
 DECODE_ROWS_HELD = 256
 """Decoded readings held before their fields are noted: few enough for the processor's cache."""
 DECODE_ROWS_PER_CHUNK = 8_000
@@ -125,6 +133,25 @@ QUEUE_FREE_PAGES_MAX = 4_096
 QUEUE_PAGES_FREED_MAX = 1_024
 """Pages given back at once, so that an acknowledgement stays quick."""
 
+# --- payloads on S3 -----------------------------------------------------------------------------------------------
+S3_PART_BYTES = 5 * MIB
+"""An object up to this size is put by one request; a larger one in parts of it, two of which are in memory. S3 takes no
+smaller part."""
+S3_CONNECT_SECONDS_MAX = 2.0
+S3_REQUEST_SECONDS_MAX = 4.0
+"""A request that has no answer within this is given up: an outage must soon be a 503. A part needs 10 Mbit/s so."""
+S3_RETRIES_MAX = 3
+S3_RETRY_SECONDS_MAX = 1.0
+"""No request is sent again this long after it was sent first, so that it cannot take longer than both together."""
+S3_READ_SECONDS_MAX = 600.0
+"""Longest time that one object is read: the worker decodes meanwhile. S3_REQUEST_SECONDS_MAX bounds each wait."""
+S3_CHECK_SECONDS_MAX = 1.8
+"""A check ends before HEALTH_CHECK_SECONDS."""
+S3_LISTED_AT_ONCE = 1_000
+"""Objects listed or deleted by one request: S3's limit."""
+S3_ABANDONED_SECONDS = 24 * 3600
+"""Temporary objects older than this belong to no put that still runs."""
+
 # --- claims on Kafka ----------------------------------------------------------------------------------------------
 KAFKA_PUBLISH_SECONDS_MAX = 5.0
 """A claim that the brokers did not acknowledge within this is given up."""
@@ -169,6 +196,30 @@ KAFKA_SEGMENT_HOURS = 24
 KAFKA_CLIENT_LOG_SECONDS = 10.0
 """Lines of the client that say the same thing are written once in this time, with their number: it writes one for each
 try to connect."""
+
+# --- time series on PostgreSQL ------------------------------------------------------------------------------------
+POSTGRES_CONNECTIONS_KEPT = 4
+POSTGRES_CONNECTIONS_MAX = 16
+"""Connections of one process to the time series; queries past it wait for one."""
+POSTGRES_CONNECT_SECONDS_MAX = 4
+"""Longest wait for a connection."""
+POSTGRES_LOCK_SECONDS_MAX = 20
+"""Longest wait for a lock, and for the network to take what was sent."""
+POSTGRES_STATEMENT_SECONDS_MAX = 300
+"""Longest run of one statement: a day of a thousand sensors is rolled up in a few seconds."""
+POSTGRES_ATTEMPTS_MAX = 5
+"""Tries of a transaction that met another one."""
+POSTGRES_ROLL_HOURS_MAX = 48
+"""Hours rolled up in one transaction."""
+POSTGRES_DIRTY_HOURS_MAX = 20_000
+"""Changed hours rolled up again in one transaction."""
+POSTGRES_REFRESH_SECONDS = 300.0
+"""How often continuous aggregates are refreshed by the worker, where something changed: until then changed hours are
+computed from raw."""
+POSTGRES_BATCHES_PRUNED_MAX = 10_000
+"""Batch ids forgotten at once."""
+POSTGRES_POLICY_DAYS_MAX = 7
+"""How far back the refresh policies of TimescaleDB reach; the worker refreshes what is older and changed."""
 
 # --- worker -------------------------------------------------------------------------------------------------------
 GATHER_READINGS_MAX = 200_000
@@ -326,6 +377,8 @@ CATALOG_CONNECTIONS_MAX = 64
 """Most database connections of one process; more readers than this wait."""
 DESCRIPTIONS_CACHED_MAX = 200_000
 """Descriptions of equipment and sensors remembered as stored, so that the same ones cost no SQL."""
+DESCRIPTIONS_TRUSTED_SECONDS = 900
+"""Where other processes describe too, what is remembered as stored is stored again after this long at most."""
 RECEIPTS_HELD_MAX = 500
 """Receipts of accepted batches that may wait in memory until somebody looks."""
 LEDGER_PORTION_ROWS = 5_000
@@ -334,6 +387,25 @@ PURGE_PORTION_ROWS = 1_000
 """Rows forgotten in one transaction, so that a purge never holds up the receipts for long."""
 IDEMPOTENCY_CLAIM_SECONDS = 600
 """A claim of an idempotency key by a process that died ends after this."""
+CATALOG_POSTGRES_CONNECTIONS_KEPT = 4
+CATALOG_POSTGRES_CONNECTIONS_MAX = 16
+"""Connections of one process to a catalog on PostgreSQL, which serves 100 by default; who needs one more waits."""
+CATALOG_CONNECT_SECONDS_MAX = 4
+"""Longest wait for a connection."""
+CATALOG_LOCK_SECONDS_MAX = 5
+"""Longest wait for a row that another transaction changes."""
+CATALOG_STATEMENT_SECONDS_MAX = 10
+"""Longest run of one statement, by the server's own clock."""
+CATALOG_ANSWER_SECONDS_MAX = 12
+"""Longest wait for any answer: by then the server has hung, or the way to it is cut."""
+CATALOG_IDLE_TRANSACTION_SECONDS_MAX = 15
+"""A transaction whose process says nothing for this long is ended: it may hold rows that everybody waits for."""
+CATALOG_MIGRATION_SECONDS_MAX = 3600
+"""Longest wait of a migration for another one, and longest run of one of its statements."""
+CATALOG_ATTEMPTS_MAX = 3
+"""Tries of a transaction that met another one."""
+CATALOG_PAUSE_SECONDS = 1.0
+"""While the catalog cannot be reached, one call in this time tries, and the others fail at once."""
 
 # --- command line (a client of the HTTP API) ----------------------------------------------------------------------
 CLIENT_TIMEOUT_SECONDS = 90
@@ -362,8 +434,10 @@ ARCHIVE_PAGE_READINGS = 200_000
 """Readings of one page of an archive, written in one transaction when they come in; some 20 MB as columns."""
 ARCHIVE_SENSORS_AT_ONCE = 50_000
 """Sensors asked for at once while readings are exported: their uuids go into every question."""
-ARCHIVE_BUCKETS = 100_000
-"""Buckets moved at once; a day holds its distribution and takes some 500 bytes."""
+ARCHIVE_HOURS = 100_000
+"""Hourly buckets moved at once; each takes some 120 bytes."""
+ARCHIVE_DAYS = 25_000
+"""Daily buckets moved at once; each holds its distribution and takes some 500 bytes."""
 ARCHIVE_CATALOG_ROWS = 5_000
 """Rows of the catalog read or written at once."""
 ARCHIVE_CHUNK_BYTES = 1 * MIB

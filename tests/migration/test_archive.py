@@ -191,7 +191,7 @@ def test_small_pages_and_groups_of_sensors_give_the_same(
 ) -> None:
     monkeypatch.setattr(readings, "ARCHIVE_SENSORS_AT_ONCE", sensors)
     monkeypatch.setattr(readings, "ARCHIVE_PAGE_READINGS", page)
-    monkeypatch.setattr(rollups, "ARCHIVE_BUCKETS", buckets)
+    monkeypatch.setattr(rollups, "_AT_ONCE", {"hour": buckets, "day": buckets})
     manifest = export(source.history.installation(), tmp_path / "archive")
     assert manifest.readings == source.manifest.readings
     bring_in(tmp_path / "archive", installation_of(target))
@@ -215,7 +215,7 @@ def test_an_import_that_dies_anywhere_can_be_repeated(
 ) -> None:
     print(f"seed {seed}")
     monkeypatch.setattr(readings, "ARCHIVE_PAGE_READINGS", 40)
-    monkeypatch.setattr(rollups, "ARCHIVE_BUCKETS", 40)
+    monkeypatch.setattr(rollups, "_AT_ONCE", {"hour": 40, "day": 40})
     export(source.history.installation(), tmp_path / "archive")
     rates = {Fault.FAIL_BEFORE: 0.01, Fault.FAIL_AFTER: 0.01, Fault.CRASH_BEFORE: 0.01, Fault.CRASH_AFTER: 0.01}
     chance = random.Random(seed)

@@ -13,12 +13,14 @@ from sensorkeep.archive.layout import ROLLUP_FILES
 from sensorkeep.archive.progress import Progress
 from sensorkeep.archive.writing import ArchiveWriter, NewFile
 from sensorkeep.clock import DAY_US, HOUR_US, rfc3339
-from sensorkeep.limits import ARCHIVE_BUCKETS, TIME_OLDEST_US
+from sensorkeep.limits import ARCHIVE_DAYS, ARCHIVE_HOURS, TIME_OLDEST_US
 from sensorkeep.rollup import day_start
 from sensorkeep.tsdb.base import BUCKET_SCHEMAS, Period, TimeSeriesStore
 
 _PERIOD_US: dict[Period, int] = {"hour": HOUR_US, "day": DAY_US}
-_DAYS_AT_ONCE_MAX = 4_096
+_AT_ONCE: dict[Period, int] = {"hour": ARCHIVE_HOURS, "day": ARCHIVE_DAYS}
+"""Buckets moved at once."""
+_PARTS_AT_ONCE_MAX = 4_096
 
 
 def export_rollups(
@@ -35,10 +37,11 @@ def export_rollups(
         ):
             waiting: list[pa.Table] = []
             for end_us, buckets in _windows(store, period, len(sensors), start_us, now_us):
-                if waiting and sum(part.num_rows for part in waiting) + buckets.num_rows > ARCHIVE_BUCKETS:
+                waiting += [buckets] if buckets.num_rows else []
+                del buckets  # the next ones may take as much room
+                if sum(part.num_rows for part in waiting) >= _AT_ONCE[period]:
                     _write_group(parquet, file, waiting)
                     waiting = []
-                waiting += [buckets] if buckets.num_rows else []
                 report.update(end_us - start_us, f"{file.rows:,} {period}s, at {rfc3339(end_us)}")
             _write_group(parquet, file, waiting)
 
@@ -51,17 +54,17 @@ def import_rollups(store: TimeSeriesStore, archive: Archive, progress: Progress)
             continue
         done = 0
         with progress(f"{period}s", float(file.rows)) as report, archive.parquet(file, BUCKET_SCHEMAS[period]) as found:
-            for group in range(found.num_row_groups):
-                buckets = found.read_row_group(group)
-                store.import_buckets(period, buckets)
-                done += buckets.num_rows
+            for portion in found.iter_batches(_AT_ONCE[period]):
+                store.import_buckets(period, pa.Table.from_batches([portion]))
+                done += portion.num_rows
                 report.update(done, f"{done:,} {period}s")
 
 
 def count_rollups(store: TimeSeriesStore, sensors: Sequence[str], period: Period, now_us: int) -> int:
     """How many buckets of a period the store has whose readings are gone."""
     start_us = _first_us(store, sensors, now_us)
-    return sum(buckets.num_rows for _, buckets in _windows(store, period, len(sensors), start_us, now_us))
+    windows = _windows(store, period, len(sensors), start_us, now_us, whole_days=False)
+    return sum(buckets.num_rows for _, buckets in windows)
 
 
 def _first_us(store: TimeSeriesStore, sensors: Sequence[str], now_us: int) -> int:
@@ -83,20 +86,23 @@ def _time_us(table: pa.Table) -> int:
 
 
 def _windows(
-    store: TimeSeriesStore, period: Period, sensors: int, start_us: int, end_us: int
+    store: TimeSeriesStore, period: Period, sensors: int, start_us: int, end_us: int, *, whole_days: bool = True
 ) -> Iterator[tuple[int, pa.Table]]:
-    """The buckets of [start, end), a part at a time that cannot hold many more than ARCHIVE_BUCKETS; the end of each
-    part."""
-    buckets_a_day = max(1, sensors) * DAY_US // _PERIOD_US[period]
-    days = min(max(1, ARCHIVE_BUCKETS // buckets_a_day), _DAYS_AT_ONCE_MAX)
+    """The buckets of [start, end), about as many as move at once, and the end of each part.
+
+    `whole_days`: a day stays together, however many they are: where they come in so, the buckets of one sensor are
+    found in fewer places.
+    """
+    least_us = DAY_US if whole_days else _PERIOD_US[period]
+    buckets_max = max(1, sensors) * least_us // _PERIOD_US[period]
+    length_us = min(max(1, _AT_ONCE[period] // buckets_max), _PARTS_AT_ONCE_MAX) * least_us
     while start_us < end_us:
-        window_end_us = start_us + days * DAY_US
-        yield min(window_end_us, end_us), store.export_buckets(period, start_us, window_end_us)
-        start_us = window_end_us
+        yield min(start_us + length_us, end_us), store.export_buckets(period, start_us, start_us + length_us)
+        start_us += length_us
 
 
 def _write_group(parquet: pq.ParquetWriter, file: NewFile, parts: list[pa.Table]) -> None:
     if parts:
-        table = pa.concat_tables(parts).combine_chunks()
+        table = pa.concat_tables(parts)
         parquet.write_table(table, row_group_size=table.num_rows)
         file.rows += table.num_rows

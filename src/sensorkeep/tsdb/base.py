@@ -133,7 +133,8 @@ class TimeSeriesStore(Protocol):
         ...
 
     def export_buckets(self, period: Period, start_us: int, end_us: int) -> pa.Table:
-        """The buckets of every sensor that start in [start, end) and whose raw is gone, with BUCKET_SCHEMAS."""
+        """The buckets of every sensor that start in [start, end) and whose raw is gone, with BUCKET_SCHEMAS, by
+        (sensor, time)."""
         ...
 
     def import_buckets(self, period: Period, buckets: pa.Table) -> None:

@@ -47,9 +47,10 @@ def import_buckets(transaction: Transaction, period: Period, buckets: pa.Table) 
     draft, table = transaction.draft, _TABLES[period]
     time_us = integers(buckets["time"])
     _seal(transaction, np.unique(np.floor_divide(time_us, DAY_US)).tolist())
-    uuids: list[Any] = buckets["sensor"].to_pylist()
-    series = [draft.number_of(uuid) for uuid in uuids]
-    rebuilt = buckets.select(BUCKET_SCHEMAS[period].names).set_column(0, "series", pa.array(series, pa.int32()))
+    sensor: Any = pa.concat_arrays(buckets["sensor"].chunks).dictionary_encode()
+    numbers = pa.array([draft.number_of(uuid) for uuid in sensor.dictionary.to_pylist()], pa.int32())
+    series = numbers.take(sensor.indices)
+    rebuilt = buckets.select(BUCKET_SCHEMAS[period].names).set_column(0, "series", series)
     bounds = {"start_us": int(time_us.min()), "end_us": int(time_us.max()) + 1}
     with registered(transaction.connection, {"rebuilt": rebuilt}):
         for stored in (table, f"{table}_settled"):
