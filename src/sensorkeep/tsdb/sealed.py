@@ -23,6 +23,11 @@ _Key = tuple[int, int]
 
 PERCENTILE_COLUMNS = ("median", "p95", "p99")
 
+DAY_GRID_INDEXES = {
+    name: index + 1 for name, index in zip(PERCENTILE_COLUMNS, rollup.DAY_PERCENTILE_INDEXES, strict=True)
+}
+"""Where they stand in a day's distribution; SQL counts from 1."""
+
 
 def merged(
     old_hours: pa.Table, new_hours: pa.Table, old_days: pa.Table, new_days: pa.Table

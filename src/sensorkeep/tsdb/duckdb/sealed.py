@@ -9,13 +9,9 @@ from sensorkeep import rollup
 from sensorkeep.clock import DAY_US
 from sensorkeep.tsdb.duckdb.engine import registered
 from sensorkeep.tsdb.duckdb.statements import statement
-from sensorkeep.tsdb.sealed import PERCENTILE_COLUMNS, merged
+from sensorkeep.tsdb.sealed import DAY_GRID_INDEXES, merged
 
-DAY_GRID = {
-    "grid": list(rollup.DAY_PROBABILITIES),
-    # SQL counts from 1.
-    **{name: index + 1 for name, index in zip(PERCENTILE_COLUMNS, rollup.DAY_PERCENTILE_INDEXES, strict=True)},
-}
+DAY_GRID = {"grid": list(rollup.DAY_PROBABILITIES), **DAY_GRID_INDEXES}
 """The parameters of day_aggregate."""
 
 
