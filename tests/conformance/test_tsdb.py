@@ -12,14 +12,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from tsdb_world import (
+    EMBEDDED,
     FOREVER_US,
     MANY,
     NOON_US,
     SENSORS,
+    SHARED,
     UUIDS,
     batch,
     buckets,
-    open_store,
+    opened,
     readings,
     values,
     whole,
@@ -37,12 +39,11 @@ def clock() -> ManualClock:
     return ManualClock(NOON_US)
 
 
-@pytest.fixture(params=["file", "memory"])
+@pytest.fixture(params=[*EMBEDDED, *SHARED])
 def store(request: pytest.FixtureRequest, tmp_path: Path, clock: ManualClock) -> Iterator[TimeSeriesStore]:
-    made: TimeSeriesStore = open_store(tmp_path / "readings.duckdb" if request.param == "file" else None, clock)
-    yield made
-    made.close()
-    made.close()
+    with opened(request.param, tmp_path, clock) as made:
+        yield made
+        made.close()
 
 
 def test_a_new_reading_is_stored_and_read_back(store: TimeSeriesStore) -> None:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pytest
 
 from sensorkeep.clock import ManualClock
 from sensorkeep.limits import MIB
 from sensorkeep.model import READINGS_SCHEMA, DecodedBatch, Equipment, Sensor, external_uuid
 from sensorkeep.tsdb.base import TimeSeriesStore, Write
 from sensorkeep.tsdb.duckdb import DuckDBStore
+from sensorkeep.tsdb.postgres import PostgresStore, migration
+from services import POSTGRESQL_URL, TIMESCALE_URL, address, drop_database, has_timescale, make_database
 
 EQUIPMENT = Equipment(uuid=external_uuid("freezer"))
 SENSORS = tuple(Sensor(uuid=external_uuid(f"freezer/{i}"), equipment_uuid=EQUIPMENT.uuid) for i in range(4))
@@ -48,6 +53,44 @@ def open_store(path: Path | None, clock: ManualClock, raw_retention_days: int = 
     return DuckDBStore(
         path, clock=clock, raw_retention_days=raw_retention_days, memory_limit_bytes=256 * MIB, threads=1
     )
+
+
+EMBEDDED = ["file", "memory"]
+SHARED = [
+    pytest.param(kind, marks=pytest.mark.distributed)
+    for kind in ("postgresql", *(["timescaledb"] if has_timescale() else []))
+]
+"""The stores that many processes share; TimescaleDB where this run was given one."""
+
+
+@contextmanager
+def opened(kind: str, folder: Path, clock: ManualClock, raw_retention_days: int = 30) -> Iterator[TimeSeriesStore]:
+    """A new store of a kind of EMBEDDED or SHARED."""
+    if kind in EMBEDDED:
+        store = open_store(folder / "readings.duckdb" if kind == "file" else None, clock, raw_retention_days)
+        try:
+            yield store
+        finally:
+            store.close()
+        return
+    with postgres_database(kind, raw_retention_days) as url:
+        shared = PostgresStore(url, clock=clock, raw_retention_days=raw_retention_days)
+        try:
+            yield shared
+        finally:
+            shared.close()
+
+
+@contextmanager
+def postgres_database(kind: str, raw_retention_days: int = 30) -> Iterator[str]:
+    """The URL of a new database with the tables of the store."""
+    admin_url = os.environ[TIMESCALE_URL] if kind == "timescaledb" else address(POSTGRESQL_URL)
+    url = make_database(admin_url)
+    try:
+        migration.upgrade(url, raw_retention_days)
+        yield url
+    finally:
+        drop_database(admin_url, url)
 
 
 def values(store: TimeSeriesStore) -> list[tuple[int, int, float | None]]:
