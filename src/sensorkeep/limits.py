@@ -183,7 +183,7 @@ KAFKA_PREFETCH_KIB_MAX = 16 * 1024
 KAFKA_ROOM_SECONDS_MAX = 1.0
 """How long a full buffer may keep the reader from looking after its group; then it pauses its partitions, which costs
 reading the prefetched messages again."""
-KAFKA_POLL_SECONDS = 0.1
+KAFKA_POLL_SECONDS = 0.05
 """Longest wait of the threads that serve the client; closing waits for them."""
 KAFKA_CLOSE_SECONDS_MAX = 5.0
 """A group is left within this; with the brokers gone the client would wait for ever."""
@@ -381,6 +381,8 @@ DESCRIPTIONS_TRUSTED_SECONDS = 900
 """Where other processes describe too, what is remembered as stored is stored again after this long at most."""
 RECEIPTS_HELD_MAX = 500
 """Receipts of accepted batches that may wait in memory until somebody looks."""
+RECEIPTS_WAITING_MAX = 10_000
+"""Receipts kept in memory while the catalog is down; a settlement enters a batch whose receipt is lost."""
 LEDGER_PORTION_ROWS = 5_000
 """Rows handed to the catalog's database at once, so that a batch with a million rejections needs little memory."""
 PURGE_PORTION_ROWS = 1_000

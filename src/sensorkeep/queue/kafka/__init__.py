@@ -1,0 +1,5 @@
+"""The claim queue on Apache Kafka. `claim_queue` tells how its modules work together."""
+
+from sensorkeep.queue.kafka.claim_queue import KafkaClaimQueue
+
+__all__ = ["KafkaClaimQueue"]

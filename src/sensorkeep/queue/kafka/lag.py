@@ -1,0 +1,151 @@
+"""How much of the topic the group has not acknowledged yet, seen from any process."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+
+from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaError, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]  # its way to export
+
+from sensorkeep.clock import Clock
+from sensorkeep.errors import Unavailable
+from sensorkeep.limits import KAFKA_CHECK_SECONDS_MAX, KIB
+from sensorkeep.queue.base import QueueDepth
+from sensorkeep.queue.kafka.client import Brokers, answer_of, error_of, unavailable
+from sensorkeep.queue.kafka.messages import read_message
+
+_EARLIEST: OffsetSpec = OffsetSpec.earliest()  # type: ignore[no-untyped-call]
+_LATEST: OffsetSpec = OffsetSpec.latest()  # type: ignore[no-untyped-call]
+
+_READER_SETTINGS = {
+    "enable.auto.commit": False,
+    "enable.auto.offset.store": False,
+    "auto.offset.reset": "earliest",
+    "allow.auto.create.topics": False,
+    "queued.min.messages": 1,
+    "fetch.message.max.bytes": 128 * KIB,
+    "log_level": 0,
+}
+"""Of a reader of single messages, no member of the group: it is told what to read, and commits nothing."""
+
+
+_AGAIN_SECONDS = 0.05
+_STARTING = (
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.NOT_COORDINATOR,
+)
+
+
+class Lag:
+    """Tells the depth. Thread-safe; a call is shared by all who ask while it runs, and for `cached_seconds` after.
+
+    `ahead` tells how many messages this process has acknowledged that the group does not know of yet.
+    """
+
+    def __init__(
+        self,
+        brokers: Brokers,
+        admin: AdminClient,
+        topic: str,
+        group: str,
+        clock: Clock,
+        *,
+        ahead: Callable[[], int],
+        cached_seconds: float,
+    ) -> None:
+        self._brokers = brokers
+        self._admin = admin
+        self._topic = topic
+        self._group = group
+        self._clock = clock
+        self._ahead = ahead
+        self._cached_seconds = cached_seconds
+        self._asking = threading.Lock()
+        self._known: tuple[float, QueueDepth] | None = None
+        self._heads: dict[int, tuple[int, int]] = {}
+        """By partition: the offset of the first message that waits, and when its claim was received."""
+
+    def depth(self) -> QueueDepth:
+        """The depth now, or a moment ago. Raises Unavailable."""
+        with self._asking:
+            now = self._clock.monotonic()
+            if self._known is None or now - self._known[0] >= self._cached_seconds:
+                self._known = (now, self._ask(now + KAFKA_CHECK_SECONDS_MAX))
+            return self._known[1]
+
+    def _ask(self, deadline: float) -> QueueDepth:
+        waiting = self._waiting(deadline)
+        claims = sum(end - first for first, end in waiting.values())
+        if not claims:
+            self._heads.clear()
+            return QueueDepth(0, None)
+        self._read_heads({partition: first for partition, (first, _) in waiting.items()}, deadline)
+        return QueueDepth(max(1, claims - self._ahead()), min(received_us for _, received_us in self._heads.values()))
+
+    def _waiting(self, deadline: float) -> dict[int, tuple[int, int]]:
+        """By partition, of those that have any: the first offset that is not acknowledged, and the end."""
+        try:
+            found = self._admin.list_topics(self._topic, timeout=self._left(deadline)).topics[self._topic]
+        except KafkaException as error:
+            raise unavailable("the depth of the queue is not known", error) from error
+        numbers = list(found.partitions)
+        committed = self._group_offsets(numbers, deadline)  # first: asked after the ends they could be past them
+        ends = self._offsets(numbers, _LATEST, deadline)
+        fresh = [p for p in numbers if p not in committed]
+        committed.update(self._offsets(fresh, _EARLIEST, deadline) if fresh else {})
+        return {p: (committed[p], ends[p]) for p in numbers if ends[p] > committed[p]}
+
+    def _group_offsets(self, numbers: list[int], deadline: float) -> dict[int, int]:
+        """Those that the group has committed. A coordinator that has just begun needs a moment."""
+        asked = ConsumerGroupTopicPartitions(self._group, [TopicPartition(self._topic, p) for p in numbers])
+        while True:
+            groups = self._admin.list_consumer_group_offsets([asked], request_timeout=self._left(deadline))
+            try:
+                places = answer_of("the group's offsets", groups[self._group], self._left(deadline)).topic_partitions
+            except Unavailable as error:
+                if self._clock.monotonic() + _AGAIN_SECONDS > deadline or not _is_starting(error):
+                    raise
+                time.sleep(_AGAIN_SECONDS)
+            else:
+                return {place.partition: place.offset for place in places or [] if place.offset >= 0}
+
+    def _offsets(self, numbers: list[int], which: OffsetSpec, deadline: float) -> dict[int, int]:
+        asked = {TopicPartition(self._topic, p): which for p in numbers}
+        futures = self._admin.list_offsets(asked, request_timeout=self._left(deadline))
+        return {
+            place.partition: answer_of("the topic's offsets", future, self._left(deadline)).offset
+            for place, future in futures.items()
+        }
+
+    def _read_heads(self, first: Mapping[int, int], deadline: float) -> None:
+        """Find out when the first claim that waits was received, in each partition. Raises Unavailable."""
+        self._heads = {p: head for p, head in self._heads.items() if first.get(p) == head[0]}
+        missing = {p: offset for p, offset in first.items() if p not in self._heads}
+        if not missing:
+            return
+        reader = self._brokers.client(Consumer, "depth", {"group.id": self._group, **_READER_SETTINGS})
+        try:
+            reader.assign([TopicPartition(self._topic, p, offset) for p, offset in missing.items()])
+            while missing:
+                if self._clock.monotonic() > deadline:
+                    raise Unavailable("Kafka: the first claim that waits cannot be read", code="dependency_down")
+                message = reader.poll(self._left(deadline))
+                if message is None or message.error() is not None:
+                    continue
+                held = read_message(message)
+                if held.partition in missing:
+                    received_us = held.claim.received_us if held.claim is not None else held.time_us
+                    self._heads[held.partition] = (missing.pop(held.partition), received_us)
+        finally:
+            reader.close()
+
+    def _left(self, deadline: float) -> float:
+        return max(0.01, deadline - self._clock.monotonic())
+
+
+def _is_starting(error: Unavailable) -> bool:
+    cause = error.__cause__
+    return isinstance(cause, KafkaException) and error_of(cause).code() in _STARTING
