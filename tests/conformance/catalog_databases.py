@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import sqlalchemy as sa
+import pytest
 
 from sensorkeep.catalog.database import Database, migrate, open_database
+from services import POSTGRESQL_URL, address, drop_database, make_database
 
-POSTGRESQL_URL = os.environ.get("SENSORKEEP_TEST_POSTGRESQL_URL")
-"""Set it to run the suites over PostgreSQL too; the database it names is emptied."""
-
-KEPT = ["sqlite-file"] + (["postgresql"] if POSTGRESQL_URL else [])
+POSTGRESQL = pytest.param("postgresql", marks=pytest.mark.distributed)
+KEPT = ["sqlite-file", POSTGRESQL]
 """Databases that outlive the process."""
 EVERY = ["sqlite-memory", *KEPT]
+
+_URL_FILE = "postgresql-url"
 
 
 @contextmanager
 def fresh_database(kind: str, folder: Path) -> Iterator[Database]:
-    """An empty database at the newest schema."""
+    """An empty database at the newest schema; `opened` with the same folder opens it again while the block lasts, and
+    afterwards where it is one of KEPT."""
     if kind == "postgresql":
-        _empty_postgresql()
+        (folder / _URL_FILE).write_text(make_database(address(POSTGRESQL_URL)))
     with opened(kind, folder) as database:
         yield database
 
@@ -31,8 +32,7 @@ def fresh_database(kind: str, folder: Path) -> Iterator[Database]:
 @contextmanager
 def opened(kind: str, folder: Path) -> Iterator[Database]:
     """The database of `folder`, as it is."""
-    url = {"sqlite-memory": "sqlite://", "sqlite-file": f"sqlite:///{folder}/catalog.db", "postgresql": POSTGRESQL_URL}
-    database = open_database(str(url[kind]), schema="ignore")
+    database = open_database(database_url(kind, folder), schema="ignore")
     try:
         migrate(database)
         yield database
@@ -40,9 +40,14 @@ def opened(kind: str, folder: Path) -> Iterator[Database]:
         database.close()
 
 
-def _empty_postgresql() -> None:
-    engine = sa.create_engine(str(POSTGRESQL_URL))
-    with engine.begin() as connection:
-        connection.exec_driver_sql("DROP SCHEMA public CASCADE")
-        connection.exec_driver_sql("CREATE SCHEMA public")
-    engine.dispose()
+def database_url(kind: str, folder: Path) -> str:
+    """The URL of the database of `folder`."""
+    if kind == "postgresql":
+        return (folder / _URL_FILE).read_text()
+    return "sqlite://" if kind == "sqlite-memory" else f"sqlite:///{folder}/catalog.db"
+
+
+def drop_databases(folder: Path) -> None:
+    """Remove what was made for `folder` and the folders in it on the server of the run."""
+    for file in folder.rglob(_URL_FILE):
+        drop_database(address(POSTGRESQL_URL), file.read_text())

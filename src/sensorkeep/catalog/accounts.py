@@ -94,12 +94,15 @@ class CatalogAccounts:
         table = refresh_tokens.c
         relative = refresh_tokens.alias("relative")
         alive = ~sa.exists().where(relative.c.family == table.family, relative.c.revoked_us.is_not(None))
+        # Its own mark is asked for as well: where PostgreSQL waits for somebody who ends the family, it looks at this
+        # row anew and not at the others.
         spend = (
             sa.update(refresh_tokens)
-            .where(table.token_id == token_id, table.used_us.is_(None), alive)
+            .where(table.token_id == token_id, table.used_us.is_(None), table.revoked_us.is_(None), alive)
             .values(used_us=self._clock.now_us())
         )
-        with self._database.write() as connection:
+
+        def use(connection: sa.Connection) -> RefreshToken | None:
             won = connection.execute(spend).rowcount == 1
             row = connection.execute(sa.select(refresh_tokens).where(table.token_id == token_id)).one_or_none()
             if row is None:
@@ -107,7 +110,9 @@ class CatalogAccounts:
             if not won:
                 self._end(connection, table.family == row.family)
                 return None
-        return RefreshToken(row.token_id, row.family, row.username, row.expires_us)
+            return RefreshToken(row.token_id, row.family, row.username, row.expires_us)
+
+        return self._database.transact(use)
 
     def drop_refresh_tokens(self, username: str) -> None:
         with self._database.write() as connection:

@@ -99,13 +99,20 @@ class CatalogInventory:
 
     def _store(self, equipment: Sequence[Equipment], sensors: Sequence[Sensor]) -> None:
         owners = sorted({sensor.equipment_uuid for sensor in sensors} - {item.uuid for item in equipment})
-        with self._database.write() as connection:
+        # By uuid: two processes take their row locks in the same order. Of one uuid the last one still stands last.
+        by_uuid = [
+            [astuple(item) for item in sorted(items, key=lambda item: item.uuid)] for items in (equipment, sensors)
+        ]
+
+        def put(connection: sa.Connection) -> None:
             if equipment:
-                self._put_equipment.run(connection, [astuple(item) for item in equipment])
+                self._put_equipment.run(connection, by_uuid[0])
             if owners:
                 self._put_unknown_equipment.run(connection, [(uuid,) for uuid in owners])
             if sensors:
-                self._put_sensor.run(connection, [astuple(item) for item in sensors])
+                self._put_sensor.run(connection, by_uuid[1])
+
+        self._database.transact(put)
         for item in equipment:
             self._equipment_stored.add(item)
         for sensor in sensors:

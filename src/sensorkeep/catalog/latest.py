@@ -69,13 +69,16 @@ class CatalogLatestReadings:
     def _store(self, readings: list[LatestReading], records: list[LatestRecord]) -> None:
         if not readings and not records:
             return
-        with self._database.write() as connection:
+
+        def put(connection: sa.Connection) -> None:
             if readings:
                 self._put_reading.run(connection, [astuple(reading) for reading in readings])
             if records:
                 self._put_record.run(
                     connection, [(*astuple(record)[:5], _encode(record.values).decode()) for record in records]
                 )
+
+        self._database.transact(put)
 
     def _newer_wins(self, table: sa.Table, names: tuple[str, ...]) -> Prepared:
         statement = self._database.insert(table)

@@ -22,7 +22,7 @@ from sensorkeep.catalog.schema import PENDING, SET_ASIDE, batches, ledger, repla
 from sensorkeep.catalog.settlement import Change, End, end_of_batch, end_of_replay
 from sensorkeep.clock import Clock
 from sensorkeep.errors import Conflict, Corrupt, NotFound
-from sensorkeep.limits import LEDGER_PORTION_ROWS, PURGE_PORTION_ROWS, RECEIPTS_HELD_MAX
+from sensorkeep.limits import LEDGER_PORTION_ROWS, PURGE_PORTION_ROWS, RECEIPTS_HELD_MAX, RECEIPTS_WAITING_MAX
 from sensorkeep.model import Claim, Counts
 
 _encode_claim = msgspec.msgpack.Encoder().encode
@@ -59,7 +59,10 @@ class CatalogLedger:
 
     Receipts wait in memory until anything is read or settled, or RECEIPTS_HELD_MAX have gathered: they need not
     survive a crash, and a transaction each would cost a single reading more than all the rest. With `held` False each
-    is entered at once, for other processes to see.
+    is entered at once, for other processes to see. What cannot be entered waits for the next try (the last
+    RECEIPTS_WAITING_MAX).
+
+    The row of totals is changed last in a transaction: everybody else's receipts wait for it until the commit.
     """
 
     def __init__(self, database: Database, clock: Clock, *, held: bool | None = None) -> None:
@@ -96,8 +99,6 @@ class CatalogLedger:
         # A replay's readings were received with the batch that it replays.
         self._receipts += [receipt for receipt in receipts if receipt.claim.replay_of is None]
         if len(self._receipts) > self._receipts_held_max:
-            # While they cannot be entered the oldest go: `settle` enters a batch whose receipt was lost.
-            del self._receipts[: -20 * (self._receipts_held_max + 1)]
             self._enter_held()
 
     def _enter_held(self) -> None:
@@ -106,45 +107,68 @@ class CatalogLedger:
             return
         with self._entering:
             count = len(self._receipts)
-            self._enter_rows([_received_row(receipt) for receipt in self._receipts[:count]])
+            try:
+                self._enter_first(count)
+            except BaseException:
+                # While they cannot be entered the oldest go: `settle` enters a batch whose receipt was lost.
+                del self._receipts[:-RECEIPTS_WAITING_MAX]
+                raise
             del self._receipts[:count]
 
-    def _enter_rows(self, rows: Sequence[_ReceivedRow]) -> None:
-        if not rows:
+    def _enter_first(self, count: int) -> None:
+        if not count:
             return
+        rows: list[_ReceivedRow] = []
+
+        def enter(connection: sa.Connection) -> None:
+            rows[:] = [_received_row(receipt) for receipt in self._receipts[:count]]
+            if self._enter.run(connection, rows) != len(rows):
+                raise _Known
+            self._change(connection, _received_change(rows))
+
+        def enter_unknown(connection: sa.Connection) -> None:
+            known = _known_of(connection, [row[0] for row in rows])
+            self._change(connection, self._enter_each(connection, [row for row in rows if row[0] not in known]))
+
         try:
-            with self._database.write(relaxed=True) as connection:
-                if self._enter.run(connection, rows) != len(rows):
-                    raise _Known
-                self._change(connection, _received_change(rows))
+            self._database.transact(enter, relaxed=True)
         except _Known:
-            with self._database.write(relaxed=True) as connection:
-                self._enter_each(connection, rows)
+            self._database.transact(enter_unknown, relaxed=True)
 
     def settle(self, settlements: Sequence[Settlement]) -> None:
         self._enter_held()
         first_ends: dict[str, Settlement] = {}
+        replays_of: list[tuple[str, Settlement]] = []
         for settlement in settlements:
             if settlement.claim.replay_of is None:
                 first_ends.setdefault(settlement.claim.batch_id, settlement)
-        with self._database.write() as connection:
-            if first_ends:
-                self._settle_batches(connection, first_ends)
-            for settlement in settlements:
-                if settlement.claim.replay_of is not None:
-                    self._settle_replay(connection, settlement, settlement.claim.replay_of)
+            else:
+                replays_of.append((settlement.claim.replay_of, settlement))
+        # Two workers lock rows in the same order.
+        replays_of.sort(key=lambda replay: replay[0])
+
+        def enter(connection: sa.Connection) -> None:
+            change = self._settle_batches(connection, first_ends) if first_ends else Change()
+            for batch_id, settlement in replays_of:
+                change = change.plus(self._settle_replay(connection, settlement, batch_id))
+            self._change(connection, change)
+
+        self._database.transact(enter)
 
     def reopen(self, batch_id: str, replay_id: str) -> tuple[Claim, list[tuple[int, int]]]:
         self._enter_held()
-        with self._database.write() as connection:
+
+        def reopen(connection: sa.Connection) -> tuple[Claim, list[tuple[int, int]]]:
             row = _locked(connection, batch_id)
             if row is None:
                 raise NotFound(f"there is no batch {batch_id!r}")
             if row.replay_id is None:
-                self._begin_replay(connection, row, replay_id)
+                self._change(connection, self._begin_replay(connection, row, replay_id))
             elif row.replay_id != replay_id:
                 raise Conflict(f"another replay of batch {batch_id!r} is running")
             return _kept_claim(row), self._quarantine.positions(connection, batch_id)
+
+        return self._database.transact(reopen)
 
     def batch(self, batch_id: str) -> Batch:
         self._enter_held()
@@ -215,23 +239,26 @@ class CatalogLedger:
         settled = sa.and_(batches.c.received_us < before_us, batches.c.state != "accepted")
         portion = sa.select(batches.c.batch_id).where(settled).order_by(batches.c.received_us).limit(PURGE_PORTION_ROWS)
         # A transaction a portion, so that receipts get their turn in between.
-        done = False
-        while not done:
-            with self._database.write(relaxed=True) as connection:
-                batch_ids = connection.execute(portion).scalars().all()
-                self._quarantine.forget(connection, batch_ids)
-                connection.execute(sa.delete(replays).where(replays.c.replay_of.in_(batch_ids)))
-                connection.execute(sa.delete(batches).where(batches.c.batch_id.in_(batch_ids)))
-            done = len(batch_ids) < PURGE_PORTION_ROWS
+        while self._database.transact(lambda connection: self._forget(connection, portion), relaxed=True):
+            pass
 
-    def _settle_batches(self, connection: sa.Connection, ends: dict[str, Settlement]) -> None:
+    def _forget(self, connection: sa.Connection, portion: sa.Select[str]) -> bool:
+        """Forget a portion of settled batches; whether there may be more."""
+        batch_ids = connection.execute(portion).scalars().all()
+        self._quarantine.forget(connection, batch_ids)
+        connection.execute(sa.delete(replays).where(replays.c.replay_of.in_(batch_ids)))
+        connection.execute(sa.delete(batches).where(batches.c.batch_id.in_(batch_ids)))
+        return len(batch_ids) == PURGE_PORTION_ROWS
+
+    def _settle_batches(self, connection: sa.Connection, ends: dict[str, Settlement]) -> Change:
         rows = dict(_rows_of(connection, sorted(ends)))
         lost = sorted(ends.keys() - rows.keys())
+        change = Change()
         if lost:
-            self._enter_each(connection, [_received_row(Receipt(ends[batch_id].claim, 0)) for batch_id in lost])
+            receipts = [_received_row(Receipt(ends[batch_id].claim, 0)) for batch_id in lost]
+            change = self._enter_each(connection, receipts)
             rows.update(_rows_of(connection, lost))
         now_us = self._clock.now_us()
-        change = Change()
         updates = []
         for batch_id, settlement in ends.items():
             row = rows[batch_id]
@@ -244,30 +271,29 @@ class CatalogLedger:
                 self._quarantine.add(connection, batch_id, settlement, now_us)
         if updates:
             self._end.run(connection, updates)
-            self._change(connection, change)
+        return change
 
-    def _settle_replay(self, connection: sa.Connection, settlement: Settlement, batch_id: str) -> None:
+    def _settle_replay(self, connection: sa.Connection, settlement: Settlement, batch_id: str) -> Change:
         now_us = self._clock.now_us()
         mark = self._database.insert(replays).values(
             batch_id=settlement.claim.batch_id, replay_of=batch_id, settled_us=now_us
         )
         if connection.execute(mark.on_conflict_do_nothing().returning(replays.c.batch_id)).first() is None:
-            return  # settled before
+            return Change()  # settled before
         row = _locked(connection, batch_id)
         if row is None or row.replay_id != settlement.claim.batch_id:
-            return  # it was never begun, so it holds no reading
+            return Change()  # it was never begun, so it holds no reading
         if settlement.dead_letter is not None:
-            self._give_back(connection, row, settlement.dead_letter)
-            return
+            return self._give_back(connection, row, settlement.dead_letter)
         end = end_of_replay(settlement, row.readings, row.pending)
         self._quarantine.end_replay(connection, batch_id)
         if end.quarantined:
             self._quarantine.add(connection, batch_id, settlement, now_us)
         together = end._replace(counts=end.counts + _counts(row), quarantined=row.quarantined + end.quarantined)
         self._end.run(connection, [_ended_row(batch_id, together, now_us, row.claim if end.quarantined else None)])
-        self._change(connection, end.change)
+        return end.change
 
-    def _begin_replay(self, connection: sa.Connection, row: AnyRow, replay_id: str) -> None:
+    def _begin_replay(self, connection: sa.Connection, row: AnyRow, replay_id: str) -> Change:
         if row.state == "accepted":
             raise Conflict(f"batch {row.batch_id!r} is not settled yet")
         if connection.execute(sa.select(replays.c.batch_id).where(replays.c.batch_id == replay_id)).first() is not None:
@@ -284,9 +310,9 @@ class CatalogLedger:
         )
         connection.execute(reopened)
         self._quarantine.begin_replay(connection, row.batch_id)
-        self._change(connection, Change(quarantined=-row.quarantined, pending=row.quarantined))
+        return Change(quarantined=-row.quarantined, pending=row.quarantined)
 
-    def _give_back(self, connection: sa.Connection, row: AnyRow, dead_letter: str) -> None:
+    def _give_back(self, connection: sa.Connection, row: AnyRow, dead_letter: str) -> Change:
         """End a replay with nothing changed: what it took goes back to the quarantine."""
         was_dead_letter = self._quarantine.give_back(connection, row.batch_id)
         ended = _update(row.batch_id).values(
@@ -297,16 +323,15 @@ class CatalogLedger:
             detail=f"the replay failed: {dead_letter}",
         )
         connection.execute(ended)
-        self._change(connection, Change(quarantined=row.pending, pending=-row.pending))
+        return Change(quarantined=row.pending, pending=-row.pending)
 
-    def _enter_each(self, connection: sa.Connection, rows: Sequence[_ReceivedRow]) -> None:
-        new = [row for row in rows if self._enter.run(connection, [row]) == 1]
-        if new:
-            self._change(connection, _received_change(new))
+    def _enter_each(self, connection: sa.Connection, rows: Sequence[_ReceivedRow]) -> Change:
+        return _received_change([row for row in rows if self._enter.run(connection, [row]) == 1])
 
     def _change(self, connection: sa.Connection, change: Change) -> None:
         assert change.balanced, f"a change must keep the accounting true: {change}"
-        self._add.run(connection, [change])
+        if any(change):
+            self._add.run(connection, [change])
 
     def _open_totals(self) -> Change:
         empty = self._database.insert(ledger).values(id=1, **dict.fromkeys(_TOTALS, 0))
@@ -361,6 +386,15 @@ def _kept_claim(row: AnyRow) -> Claim:
         return _decode_claim(row.claim)
     except (msgspec.DecodeError, TypeError) as error:
         raise Corrupt(f"the claim of batch {row.batch_id!r} does not read back: {error}") from error
+
+
+def _known_of(connection: sa.Connection, batch_ids: Sequence[str]) -> set[str]:
+    """Those that have a row."""
+    known: set[str] = set()
+    for start in range(0, len(batch_ids), LEDGER_PORTION_ROWS):
+        portion = batch_ids[start : start + LEDGER_PORTION_ROWS]
+        known.update(connection.execute(sa.select(batches.c.batch_id).where(batches.c.batch_id.in_(portion))).scalars())
+    return known
 
 
 def _rows_of(connection: sa.Connection, batch_ids: Sequence[str]) -> Iterator[tuple[str, AnyRow]]:
