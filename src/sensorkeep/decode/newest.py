@@ -1,43 +1,86 @@
-"""The newest reading of each sensor of a batch."""
+"""The newest reading of each sensor of some batches."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from sensorkeep.model import DecodedBatch, LatestReading
+
+Integers = npt.NDArray[np.int64]
 
 
 def newest_readings(batch: DecodedBatch) -> list[LatestReading]:
     """One for each sensor that has a usable reading, in the order of `batch.sensors`: that of the greatest time,
     and of several at that time the last one.
     """
-    table = batch.readings
-    if not table.num_rows:
+    return newest_of([batch])
+
+
+def newest_of(batches: Sequence[DecodedBatch]) -> list[LatestReading]:
+    """The same of several batches, in the order accepted: of one time, the last reading of the last batch stands."""
+    batches = [batch for batch in batches if batch.readings.num_rows]
+    if not batches:
         return []
-    series = table["series"].to_numpy()
-    times = table["time"].cast(pa.int64()).to_numpy()
-    newest = np.full(len(batch.sensors), np.iinfo(np.int64).min)
-    np.maximum.at(newest, series, times)
-    candidates = np.flatnonzero(times == newest[series])
-    rows = np.full(len(batch.sensors), -1)
-    rows[series[candidates]] = candidates  # of repeated indexes the last assignment stands
-    picked = table.take(pa.array(rows[rows >= 0]))
-    columns = [
-        picked["series"].to_pylist(),
-        picked["time"].cast(pa.int64()).to_pylist(),
-        *(picked[name].to_pylist() for name in ("value", "status", "battery", "rssi", "lqi", "battery_voltage")),
-    ]
-    return [
-        LatestReading(
-            sensor_uuid=batch.sensors[index].uuid,
-            time_us=time_us,
-            value=value,
-            status=status,
-            battery=battery,
-            rssi=rssi,
-            lqi=lqi,
-            battery_voltage=battery_voltage,
-        )
-        for index, time_us, value, status, battery, rssi, lqi, battery_voltage in zip(*columns, strict=True)
-    ]
+    uuids: dict[str, int] = {}
+    numbers: dict[int, Integers] = {}
+    for batch in batches:
+        if id(batch.sensors) not in numbers:
+            own = [uuids.setdefault(sensor.uuid, len(uuids)) for sensor in batch.sensors]
+            numbers[id(batch.sensors)] = np.array(own, np.int64)
+    sensor = np.concatenate([numbers[id(b.sensors)][b.readings["series"].to_numpy()] for b in batches])
+    time_us = np.concatenate([b.readings["time"].cast(pa.int64()).to_numpy() for b in batches])
+    rows = _newest_rows(sensor, time_us, len(uuids))
+    starts = np.cumsum([0, *(batch.readings.num_rows for batch in batches)])
+    names = list(uuids)
+    found: list[LatestReading | None] = [None] * len(uuids)
+    for batch, start, end in zip(batches, starts[:-1].tolist(), starts[1:].tolist(), strict=True):
+        mine = np.flatnonzero((rows >= start) & (rows < end))
+        columns = _columns(batch.readings, rows[mine] - start)
+        for number, at, value, status, battery, rssi, lqi, battery_voltage in zip(mine.tolist(), *columns, strict=True):
+            found[number] = LatestReading(
+                sensor_uuid=names[number],
+                time_us=at,
+                value=value,
+                status=status,
+                battery=battery,
+                rssi=rssi,
+                lqi=lqi,
+                battery_voltage=battery_voltage,
+            )
+    return [reading for reading in found if reading is not None]
+
+
+def _newest_rows(sensor: Integers, time_us: Integers, sensors: int) -> Integers:
+    """The row of the newest reading of each sensor; -1 where it has none."""
+    newest = np.full(sensors, np.iinfo(np.int64).min)
+    np.maximum.at(newest, sensor, time_us)
+    candidates = np.flatnonzero(time_us == newest[sensor])
+    rows = np.full(sensors, -1)
+    rows[sensor[candidates]] = candidates  # of repeated indexes the last assignment stands
+    return rows
+
+
+def _columns(table: pa.Table, rows: Integers) -> list[list[Any]]:
+    """Time, value, status and metadata of some rows, as lists."""
+    picked = table.take(rows)
+    times: list[Any] = picked["time"].cast(pa.int64()).to_numpy().tolist()
+    names = ("value", "status", "battery", "rssi", "lqi", "battery_voltage")
+    return [times, *(_values(picked[name]) for name in names)]
+
+
+def _values(column: Any) -> list[Any]:
+    """What `to_pylist` answers, which takes several times as long for numbers."""
+    if column.null_count == len(column):
+        return [None] * len(column)
+    listed: list[Any] = column.to_pylist() if pa.types.is_dictionary(column.type) else []
+    if not listed:
+        listed = column.fill_null(0).to_numpy().tolist()
+        if column.null_count:
+            absent = column.is_null().to_numpy().tolist()
+            listed = [None if is_absent else value for value, is_absent in zip(listed, absent, strict=True)]
+    return listed

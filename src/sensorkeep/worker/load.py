@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Sequence
 
-import pyarrow as pa
 from msgspec.structs import replace
 
 from sensorkeep.catalog.base import BatchLedger, LatestReadings
 from sensorkeep.decode.claim import decode_claim
 from sensorkeep.decode.gathered import Entry, gather_each
 from sensorkeep.decode.handoff import Handoff
-from sensorkeep.decode.newest import newest_readings
+from sensorkeep.decode.newest import newest_of
 from sensorkeep.errors import Conflict, NotFound, Poisoned
 from sensorkeep.model import Claim, DecodedBatch, WireFormat
 from sensorkeep.object_store.base import ObjectStore
@@ -59,14 +57,7 @@ class Loader:
 
         Ingest offered them too, for look-ups to see at once, but its threads may have overtaken each other.
         """
-        start = 0
-        for end in range(1, len(batches) + 1):
-            if end == len(batches) or batches[end].sensors is not batches[start].sensors:
-                together = [batch.readings for batch in batches[start:end]]
-                whole = dataclasses.replace(batches[start], readings=pa.concat_tables(together))
-                records = [record for batch in batches[start:end] for record in batch.records]
-                self._latest.offer(newest_readings(whole), records)
-                start = end
+        self._latest.offer(newest_of(batches), [record for batch in batches for record in batch.records])
 
     def _load_replay(self, claim: Claim, batch_id: str) -> DecodedBatch:
         """The quarantined readings of the replayed batch, read by the rules that hold for the replay."""
