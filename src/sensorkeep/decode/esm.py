@@ -27,11 +27,14 @@ from sensorkeep.decode.esm_fields import (
     read_equipment,
 )
 from sensorkeep.decode.esm_parts import EquipmentInParts
+from sensorkeep.decode.esm_regular import read_alike
 from sensorkeep.decode.esm_rows import ReadLast, Stretch, last_of
 from sensorkeep.decode.json_window import JsonWindow, malformed
 from sensorkeep.decode.options import DecodeOptions
 from sensorkeep.errors import InvalidInput, LimitExceeded
 from sensorkeep.limits import (
+    DECODE_ALIKE_BYTES_MIN,
+    DECODE_ALIKE_TRIES_MAX,
     DECODE_BYTES_PER_CHUNK,
     DECODE_ROWS_PER_CHUNK,
     DECODE_SKIM_BYTES_MIN,
@@ -62,6 +65,8 @@ class EsmBulkDecoder:
         self._objects = 0
         self._readings = 0
         self._parts: EquipmentInParts | None = None
+        self._alike_from = 0  # byte offset before which it is known that objects are not alike
+        self._not_alike = 0  # times that they were not
         self._flushed_rows = 0  # readings and objects at the last conversion to columns
         self._flushed_at = 0  # byte offset then
         self._guess = 0  # byte offset after a `]}`
@@ -124,7 +129,7 @@ class EsmBulkDecoder:
             if byte in _VALUE_STARTS:
                 raise self._not_an_array(f"element {self._objects} of the array is not an equipment object")
             raise malformed("an equipment object is expected", window.base + window.pos)
-        return self._whole_by_guess() or self._whole()
+        return self._alike() or self._whole_by_guess() or self._whole()
 
     def _after_element(self) -> bool:
         window = self._window
@@ -155,6 +160,34 @@ class EsmBulkDecoder:
             self._parts = None
             self._step = self._after_element
         return more
+
+    def _alike(self) -> bool:
+        """Take all objects of the window at once where they are written alike."""
+        window = self._window
+        if (
+            window.available < DECODE_ALIKE_BYTES_MIN
+            or window.base + window.pos < self._alike_from
+            or self._not_alike >= DECODE_ALIKE_TRIES_MAX
+            or not self._columns.sensors_repeat
+        ):
+            return False
+        alike = read_alike(window.data, window.pos)
+        if alike is None:
+            self._not_alike += 1
+            self._alike_from = window.base + len(window.data)
+            return False
+        stretches = []
+        for item in alike.objects:
+            self._count_object()
+            self._count_readings(item.count)
+            read_last = partial(decode_last_readings, window.data, item.start, item.end)
+            equipment = self._columns.equipment(item.fields)
+            stretches.append(Stretch(self._objects - 1, equipment, 0, item.count, read_last, alike.describes))
+        self._columns.add_alike(stretches, alike)
+        window.pos = alike.objects[-1].end
+        self._flush_if_due()
+        self._step = self._after_element
+        return True
 
     def _whole_by_guess(self) -> bool:
         """Take the object if it ends at the next `]}`, as it does when `sensor` is a list and the last field."""
@@ -236,7 +269,9 @@ class EsmBulkDecoder:
         self._count_object()
         self._count_readings(len(readings))
         equipment = self._columns.equipment(fields)
-        self._columns.add(Stretch(self._objects - 1, equipment, 0, len(readings), read_last, bad or {}), readings)
+        describes = not readings or type(readings[0]) is not SlimReading
+        stretch = Stretch(self._objects - 1, equipment, 0, len(readings), read_last, describes, bad or {})
+        self._columns.add(stretch, readings)
         self._window.pos = end
         self._flush_if_due()
         self._step = self._after_element

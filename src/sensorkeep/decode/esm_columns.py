@@ -6,6 +6,7 @@ from array import array
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import repeat
 
 import msgspec
 import numpy as np
@@ -16,6 +17,7 @@ import pyarrow.compute as pc
 from sensorkeep.decode.arrow import ArrowArray, Column
 from sensorkeep.decode.esm_descriptions import describe_equipment, describe_sensor
 from sensorkeep.decode.esm_fields import EquipmentFields, EsmMeasurement, EsmReading, SlimReading, encode_reading
+from sensorkeep.decode.esm_regular import AlikeObjects
 from sensorkeep.decode.esm_rows import EsmRows, Stretch, last_of
 from sensorkeep.decode.options import DecodeOptions
 from sensorkeep.decode.series import MISSING, UNUSABLE, SeriesIndex, StatusIndex, readings_batch
@@ -78,6 +80,10 @@ class EsmColumns:
         """All readings of an equipment object."""
         self._rows.add(stretch, readings)
 
+    def add_alike(self, stretches: list[Stretch], alike: AlikeObjects) -> None:
+        """All readings of several equipment objects."""
+        self._rows.add_columns(stretches, alike.sensor_ids, alike.sensors, alike.columns)
+
     def open(self) -> None:
         """Begin an object in parts."""
         self.flush()
@@ -86,7 +92,7 @@ class EsmColumns:
     def add_part(self, position: int, readings: list[EsmReading], bad: dict[int, bytes]) -> None:
         """The next readings of the open object, which is at `position` in the body."""
         part = self._part()
-        stretch = Stretch(position, _UNKNOWN, part.rows, len(readings), partial(last_of, readings), bad)
+        stretch = Stretch(position, _UNKNOWN, part.rows, len(readings), partial(last_of, readings), bad=bad)
         self._rows.add(stretch, readings)
         part.bad.extend(part.rows + i for i in bad)
         part.rows += len(readings)
@@ -135,6 +141,7 @@ class EsmColumns:
         return self._open
 
 
+_SAYS_NOTHING = EsmReading()
 _UNKNOWN = Equipment(uuid="")
 """The equipment of an open object."""
 
@@ -171,7 +178,8 @@ class _Chunk:
         counts = np.array([stretch.count for stretch in rows.stretches])
         self._starts = np.cumsum(counts) - counts
         self._owner = np.repeat(np.arange(len(counts)), counts)
-        self.reason = np.zeros(len(rows.series), np.uint8)
+        self._all_series = rows.series()
+        self.reason = np.zeros(len(self._all_series), np.uint8)
         self._selected: Flags | None = None
         if only is not None:
             self._selected = np.isin(self._positions(), only)
@@ -215,7 +223,7 @@ class _Chunk:
                 self._mark(mine, Reason.MISSING_EQUIPMENT)
 
     def _series(self) -> npt.NDArray[np.int32]:
-        series = np.array(self._rows.series, np.int32)
+        series = self._all_series
         if series.min() < 0:
             self._mark(series == UNUSABLE, Reason.BAD_READING)
             self._mark(series == MISSING, Reason.MISSING_SENSOR)
@@ -289,7 +297,10 @@ class _Chunk:
         last[series[keep]] = np.flatnonzero(keep)
         rows = np.sort(last[last >= 0])
         numbers = series[rows].tolist()
-        for number, owner, reading in zip(numbers, self._owner[rows].tolist(), self._readings(rows), strict=True):
+        owners = self._owner[rows].tolist()
+        describes = any(stretch.describes for stretch in self._stretches)
+        readings = self._readings(rows) if describes else repeat(_SAYS_NOTHING, len(rows))
+        for number, owner, reading in zip(numbers, owners, readings, strict=True):
             equipment = self._stretches[owner].equipment
             assert equipment is not None
             sensors[number] = describe_sensor(*self._series_index.identity(number), equipment.uuid, reading)

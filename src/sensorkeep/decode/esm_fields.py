@@ -40,6 +40,7 @@ _NEEDED = ("sensor_id", "telemetry", "status", "sensor_status", "collected", "ti
 """A list or object in one of these makes the reading bad; in any other it counts as not said."""
 _NUMBERS = ("number", "telemetry", "battery", "rssi", "lqi", "battery_voltage")
 OTHER = object()
+_READING_FIELDS = {wire: field for field, wire in _READING_NAMES.items()}
 EXCERPT_BYTES = 4 * EXCERPT_CHARS_MAX
 
 _EQUIPMENT_NAMES = {
@@ -152,6 +153,11 @@ _decode_raw_reading = msgspec.json.Decoder(_RawReading).decode
 _decode_raw_equipment = msgspec.json.Decoder(_RawEquipment).decode
 _decode_scalar = msgspec.json.Decoder(Scalar).decode
 encode_reading = msgspec.json.Encoder().encode
+
+
+def reading_field(wire: str) -> str | None:
+    """The field of EsmReading by its name on the wire; None for one that is not read."""
+    return _READING_FIELDS.get(wire)
 
 
 def decode_last_readings(data: bytes, start: int, end: int, count: int) -> list[EsmReading]:
