@@ -17,11 +17,8 @@ from sensorkeep.archive.readings import ReadingsImport
 from sensorkeep.archive.rollups import count_rollups, import_rollups
 from sensorkeep.catalog import migration
 from sensorkeep.catalog.import_mark import unfinished_import
-from sensorkeep.clock import DAY_US
 from sensorkeep.errors import Conflict, Corrupt, InvalidInput
-from sensorkeep.limits import TIME_OLDEST_US
 from sensorkeep.model import Sensor
-from sensorkeep.tsdb.base import TimeSeriesStore
 
 
 def import_everything(installation: Installation, archive: Archive, progress: Progress) -> bool:
@@ -41,7 +38,7 @@ def import_everything(installation: Installation, archive: Archive, progress: Pr
     archive.verify(progress)
     sensors = _sensors(archive)
     if not unfinished_import(installation.database):
-        _require_empty(installation, archive, list(sensors))
+        _require_empty(installation, archive)
     resumed = begin_import(installation.database, archive.digest)
     import_rollups(installation.store, archive, progress)
     ReadingsImport(installation.store, archive, sensors).run(progress)
@@ -62,13 +59,15 @@ def _sensors(archive: Archive) -> dict[str, Sensor]:
     return {row["uuid"]: Sensor(uuid=row["uuid"], equipment_uuid=row["equipment_uuid"]) for row in archive.lines(file)}
 
 
-def _require_empty(installation: Installation, archive: Archive, sensors: list[str]) -> None:
+def _require_empty(installation: Installation, archive: Archive) -> None:
     """Raises Conflict saying what is there; what is in the catalog is looked at when the import begins."""
     found = []
     claims = installation.queue.depth().claims
     if claims:
         found.append(f"{claims:,} claims in the queue")
-    found += _held(installation.store, sensors)
+    status = installation.store.status()
+    if not status.empty:
+        found.append(f"about {status.raw_readings + status.staged_readings:,} readings and their rollups")
     if archive.manifest.file(PAYLOADS_INDEX) is not None and next(installation.object_store.list(), None) is not None:
         found.append("payloads in the object store")
     if found:
@@ -82,13 +81,3 @@ def _require_rollups(installation: Installation, archive: Archive, sensors: list
         found = count_rollups(installation.store, sensors, period, installation.clock.now_us())
         if found != expected:
             raise Corrupt(f"the store holds {found:,} {period}s whose readings are gone, the archive {expected:,}")
-
-
-def _held(store: TimeSeriesStore, sensors: list[str]) -> list[str]:
-    status = store.status()
-    found = []
-    if status.raw_readings + status.staged_readings:
-        found.append(f"{status.raw_readings + status.staged_readings:,} readings")
-    elif sensors and store.read_rollup("day", sensors, TIME_OLDEST_US // DAY_US * DAY_US, 2**60, 1).num_rows:
-        found.append("readings or rollups of the same sensors")
-    return found

@@ -71,6 +71,8 @@ class StoreStatus(NamedTuple):
     """Late readings written and not merged yet."""
     raw_readings: int
     """Estimated number of raw readings kept."""
+    empty: bool
+    """Nothing was ever written: it has no reading and no bucket."""
 
 
 class TimeSeriesStore(Protocol):

@@ -134,7 +134,8 @@ class DuckDBStore:
             connection.execute("SELECT 1").fetchall()
         state = self._state
         raw = sum(day.row_count for day in state.days.values() if day.state != "sealed")
-        return StoreStatus(self._engine.disk_bytes(), state.staged_readings, raw)
+        empty = not (state.days or state.unsettled)
+        return StoreStatus(self._engine.disk_bytes(), state.staged_readings, raw, empty)
 
     def days(self) -> dict[int, DayState]:
         """The state of every day that has readings, by its number since 1970-01-01."""

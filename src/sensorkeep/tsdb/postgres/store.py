@@ -129,8 +129,8 @@ class PostgresStore:
         if self._extension is not None:
             estimate = statement("estimate_timescale", schema=self._extension)
         with self._engine.session() as session:
-            ((disk_bytes, readings),) = session.execute(statement("sizes", estimate=estimate)).fetchall()
-        return StoreStatus(disk_bytes, 0, readings)
+            ((disk_bytes, readings, empty),) = session.execute(statement("sizes", estimate=estimate)).fetchall()
+        return StoreStatus(disk_bytes, 0, readings, empty)
 
     def close(self) -> None:
         """See TimeSeriesStore."""

@@ -114,7 +114,7 @@ ORDER BY daily.series, time
 SELECT day FROM days WHERE sealed AND day >= %(first)s AND day <= %(last)s ORDER BY day
 
 -- name: sizes
-SELECT pg_database_size(current_database()), greatest(0, {estimate})
+SELECT pg_database_size(current_database()), greatest(0, {estimate}), NOT EXISTS (SELECT FROM telemetry.days)
 
 -- name: estimate_plain
 (SELECT sum(greatest(reltuples, 0)) FROM pg_inherits JOIN pg_class ON pg_class.oid = inhrelid

@@ -1,0 +1,104 @@
+"""An installation moved from the embedded stores to the distributed ones, and back, is the same installation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from archive_world import (
+    History,
+    answers,
+    assert_same,
+    bring_in,
+    empty_pipeline,
+    export,
+    installation_of,
+    payloads,
+    tables,
+    write_readings,
+)
+
+from sensorkeep.app.archive import open_installation
+from sensorkeep.app.migrating import upgrade_schemas
+from sensorkeep.archive.installation import Installation
+from sensorkeep.clock import ManualClock
+from sensorkeep.config import load_config
+from sensorkeep.errors import Conflict
+
+pytestmark = pytest.mark.distributed
+
+
+@pytest.fixture
+def distributed(services: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """The settings of a new distributed installation, migrated; they are in the environment."""
+    for name, value in services.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("SENSORKEEP_ADMIN_PASSWORD", "the first start's 1")
+    upgrade_schemas(load_config())
+    return services
+
+
+@contextmanager
+def opened() -> Iterator[Installation]:
+    """The distributed installation of the environment."""
+    with open_installation(load_config(), existing=True) as installation:
+        yield installation
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_to_the_distributed_stores_and_back_every_reading_rollup_and_row_is_kept(
+    tmp_path: Path, distributed: dict[str, str], seed: int
+) -> None:
+    print(f"seed {seed}")
+    history = History(tmp_path / "source", seed).run()
+    now_us = history.clock.now_us()
+    before = answers(history.pipeline.store, now_us)
+    original = history.installation()
+    export(original, tmp_path / "archive")
+    with opened() as installation:
+        assert bring_in(tmp_path / "archive", installation) is False
+        assert_same(before, answers(installation.store, now_us))
+        assert tables(installation) == tables(original)
+        assert payloads(installation) == payloads(original)
+        assert installation.accounting() == original.accounting()
+        again = export(installation, tmp_path / "again")
+        assert again.accounting == original.accounting()
+    with empty_pipeline(tmp_path / "back", ManualClock(now_us)) as pipeline:
+        bring_in(tmp_path / "again", installation_of(pipeline))
+        assert_same(before, answers(pipeline.store, now_us))
+        assert tables(installation_of(pipeline)) == tables(original)
+        assert payloads(installation_of(pipeline)) == payloads(original)
+    history.pipeline.close()
+
+
+def test_an_interrupted_import_into_the_distributed_stores_is_gone_on_with(
+    tmp_path: Path, distributed: dict[str, str]
+) -> None:
+    history = History(tmp_path / "source", 3).run()
+    now_us = history.clock.now_us()
+    export(history.installation(), tmp_path / "archive")
+    payload = sorted((tmp_path / "archive" / "payloads").rglob("*.gz"))[-1]
+    content = payload.read_bytes()
+    payload.write_bytes(b"")
+    with opened() as installation, pytest.raises(Exception, match=payload.name):
+        bring_in(tmp_path / "archive", installation)
+    payload.write_bytes(content)
+    with opened() as installation:
+        assert bring_in(tmp_path / "archive", installation) is True
+        assert_same(answers(history.pipeline.store, now_us), answers(installation.store, now_us))
+        assert tables(installation) == tables(history.installation())
+        with pytest.raises(Conflict, match="in use"):
+            bring_in(tmp_path / "archive", installation)
+    history.pipeline.close()
+
+
+def test_distributed_stores_in_use_take_no_archive(tmp_path: Path, distributed: dict[str, str]) -> None:
+    history = History(tmp_path / "source", 3)
+    export(history.installation(), tmp_path / "archive")
+    history.pipeline.close()
+    with opened() as installation:
+        write_readings(installation.store, 5)
+        with pytest.raises(Conflict, match="in use"):
+            bring_in(tmp_path / "archive", installation)
