@@ -409,6 +409,27 @@ CATALOG_ATTEMPTS_MAX = 3
 CATALOG_PAUSE_SECONDS = 1.0
 """While the catalog cannot be reached, one call in this time tries, and the others fail at once."""
 
+# --- Valkey -------------------------------------------------------------------------------------------------------
+VALKEY_SECONDS_MAX = 0.5
+"""Longest wait for a connection to Valkey, and for an answer of it: requests wait for some of them."""
+VALKEY_PAUSE_SECONDS = 1.0
+"""While Valkey is down, one call in this time tries, and the others fail at once."""
+VALKEY_CONNECTIONS_MAX = 128
+"""Connections of one process to Valkey: more than there are threads that use it."""
+PUBSUB_WAITING_BYTES_MAX = 16 * MIB
+"""Messages waiting to be sent to Valkey; past it the oldest go."""
+PUBSUB_SENT_AT_ONCE = 200
+"""Messages sent to Valkey in one go."""
+PUBSUB_LISTENERS_SECONDS = 1.0
+"""How often it is asked whether a channel has listeners; who begins to listen says so itself."""
+PUBSUB_RECONNECT_SECONDS_FIRST = 0.05
+PUBSUB_RECONNECT_SECONDS_MAX = 1.0
+"""Pauses between tries to subscribe again after an outage."""
+PUBSUB_SILENCE_SECONDS_MAX = 4.0
+"""A subscription that brings nothing for half of this is asked for a sign of life; after all of it, it is made anew."""
+PUBSUB_CLOSE_SECONDS = 2.0
+"""How long closing waits for what is still to be sent, and opening for the first connection."""
+
 # --- command line (a client of the HTTP API) ----------------------------------------------------------------------
 CLIENT_TIMEOUT_SECONDS = 90
 """Longest silence of the server; it must exceed PREFER_WAIT_SECONDS_MAX."""

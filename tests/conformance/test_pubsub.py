@@ -6,39 +6,21 @@ import threading
 from collections.abc import Callable, Iterator
 
 import pytest
+from pubsub_world import Listener, valkey_pubsub
 
 from sensorkeep.errors import Unavailable
 from sensorkeep.pubsub.base import PubSub
 from sensorkeep.pubsub.memory import MemoryPubSub
 
-MAKERS: dict[str, Callable[[], PubSub]] = {"memory": MemoryPubSub}
-DEADLINE_SECONDS = 20.0
+MAKERS: dict[str, Callable[[], PubSub]] = {"memory": MemoryPubSub, "valkey": valkey_pubsub}
 
 
-@pytest.fixture(params=MAKERS)
+@pytest.fixture(params=["memory", pytest.param("valkey", marks=pytest.mark.distributed)])
 def pubsub(request: pytest.FixtureRequest) -> Iterator[PubSub]:
     made = MAKERS[request.param]()
     yield made
     made.close()
     made.close()
-
-
-class Listener:
-    """Keeps what it hears and lets the test wait for it."""
-
-    def __init__(self) -> None:
-        self.heard: list[bytes] = []
-        self._changed = threading.Condition()
-
-    def __call__(self, message: bytes) -> None:
-        with self._changed:
-            self.heard.append(message)
-            self._changed.notify_all()
-
-    def wait_for(self, count: int) -> list[bytes]:
-        with self._changed:
-            assert self._changed.wait_for(lambda: len(self.heard) >= count, DEADLINE_SECONDS)
-            return self.heard
 
 
 def test_every_subscriber_of_the_channel_hears_each_message_in_order(pubsub: PubSub) -> None:

@@ -160,8 +160,9 @@ def _open_pubsub(config: Config) -> PubSub:
     if is_embedded(config, "pubsub_url"):
         return MemoryPubSub()
     from sensorkeep.pubsub.valkey import ValkeyPubSub
+    from sensorkeep.valkey import Valkey
 
-    return ValkeyPubSub(config.pubsub_url)
+    return ValkeyPubSub(Valkey(config.pubsub_url, prefix=config.pubsub_prefix))
 
 
 def _refuse_embedded(config: Config, role: Role) -> None:
