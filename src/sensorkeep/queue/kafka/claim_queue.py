@@ -87,6 +87,7 @@ class KafkaClaimQueue:
             ahead=self._consumer.acknowledged_ahead if self._consumer is not None else lambda: 0,
             cached_seconds=depth_cached_seconds,
         )
+        self._lag.open()
         self._trimmer = Trimmer(self._admin, topic, clock)
         self._trimming = threading.Lock()
         self._readable: deque[bool] = deque(maxlen=WORKER_OUTCOMES_WATCHED)
@@ -146,6 +147,7 @@ class KafkaClaimQueue:
         if self._consumer is not None:
             self._consumer.close()
         self._publisher.close()
+        self._lag.close()
 
     # --- messages ---
 

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import structlog
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import Consumer, KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 
 from sensorkeep.clock import Clock
 from sensorkeep.errors import BadConfig, Unavailable
-from sensorkeep.limits import KAFKA_CLIENT_LOG_SECONDS
+from sensorkeep.limits import KAFKA_CLIENT_LOG_SECONDS, KAFKA_CLOSE_SECONDS_MAX
 
 log = structlog.get_logger(__name__)
 
@@ -108,6 +108,14 @@ def unavailable(what: str, error: KafkaError | KafkaException) -> Unavailable:
     if isinstance(error, KafkaException):
         error = error_of(error)
     return Unavailable(f"Kafka: {what}: {error.str()}", code="dependency_down")
+
+
+def close_consumer(consumer: Consumer) -> bool:
+    """Close it; False where that takes too long: with the brokers gone it may never end, and goes on by itself."""
+    closing = threading.Thread(target=consumer.close, name="kafka-close", daemon=True)
+    closing.start()
+    closing.join(KAFKA_CLOSE_SECONDS_MAX)
+    return not closing.is_alive()
 
 
 def answer_of(what: str, future: Future[Answer], seconds: float) -> Answer:

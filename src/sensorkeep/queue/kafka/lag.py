@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Mapping
 
-from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]  # its way to export
 
 from sensorkeep.clock import Clock
-from sensorkeep.errors import Unavailable
-from sensorkeep.limits import KAFKA_CHECK_SECONDS_MAX, KIB
+from sensorkeep.errors import BadConfig, Unavailable
+from sensorkeep.limits import KAFKA_CHECK_SECONDS_MAX, KAFKA_START_SECONDS_MAX, KIB
 from sensorkeep.queue.base import QueueDepth
-from sensorkeep.queue.kafka.client import Brokers, answer_of, error_of, unavailable
+from sensorkeep.queue.kafka.client import REFUSALS, Brokers, answer_of, close_consumer, error_of, unavailable
 from sensorkeep.queue.kafka.messages import read_message
 
 _EARLIEST: OffsetSpec = OffsetSpec.earliest()  # type: ignore[no-untyped-call]
@@ -25,18 +24,11 @@ _READER_SETTINGS = {
     "auto.offset.reset": "earliest",
     "allow.auto.create.topics": False,
     "queued.min.messages": 1,
+    "fetch.queue.backoff.ms": 5,
     "fetch.message.max.bytes": 128 * KIB,
     "log_level": 0,
 }
 """Of a reader of single messages, no member of the group: it is told what to read, and commits nothing."""
-
-
-_AGAIN_SECONDS = 0.05
-_STARTING = (
-    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
-    KafkaError.COORDINATOR_NOT_AVAILABLE,
-    KafkaError.NOT_COORDINATOR,
-)
 
 
 class Lag:
@@ -64,9 +56,27 @@ class Lag:
         self._ahead = ahead
         self._cached_seconds = cached_seconds
         self._asking = threading.Lock()
+        """Held by the one who uses the reader."""
+        self._reader: Consumer | None = None
         self._known: tuple[float, QueueDepth] | None = None
         self._heads: dict[int, tuple[int, int]] = {}
         """By partition: the offset of the first message that waits, and when its claim was received."""
+
+    def open(self) -> None:
+        """Prove that the group can be asked. Raises BadConfig where it is refused, Unavailable.
+
+        The first one to ask a new cluster waits until its brokers have made the topic of all groups' offsets.
+        """
+        asked = [TopicPartition(self._topic, 0)]
+        try:
+            with self._asking:
+                self._reader_now().committed(asked, timeout=KAFKA_START_SECONDS_MAX)
+        except KafkaException as exception:
+            self.close()
+            what, error = f"the consumer group {self._group} cannot be asked", error_of(exception)
+            if error.code() in REFUSALS:
+                raise BadConfig(f"SENSORKEEP_QUEUE_URL: {what}: {error.str()}") from exception
+            raise unavailable(f"{what} (SENSORKEEP_QUEUE_URL)", error) from exception
 
     def depth(self) -> QueueDepth:
         """The depth now, or a moment ago. Raises Unavailable."""
@@ -75,6 +85,13 @@ class Lag:
             if self._known is None or now - self._known[0] >= self._cached_seconds:
                 self._known = (now, self._ask(now + KAFKA_CHECK_SECONDS_MAX))
             return self._known[1]
+
+    def close(self) -> None:
+        """Let go of the client. Idempotent."""
+        with self._asking:
+            reader, self._reader = self._reader, None
+        if reader is not None:
+            close_consumer(reader)
 
     def _ask(self, deadline: float) -> QueueDepth:
         waiting = self._waiting(deadline)
@@ -88,7 +105,7 @@ class Lag:
     def _waiting(self, deadline: float) -> dict[int, tuple[int, int]]:
         """By partition, of those that have any: the first offset that is not acknowledged, and the end."""
         try:
-            found = self._admin.list_topics(self._topic, timeout=self._left(deadline)).topics[self._topic]
+            found = self._reader_now().list_topics(self._topic, timeout=self._left(deadline)).topics[self._topic]
         except KafkaException as error:
             raise unavailable("the depth of the queue is not known", error) from error
         numbers = list(found.partitions)
@@ -99,18 +116,20 @@ class Lag:
         return {p: (committed[p], ends[p]) for p in numbers if ends[p] > committed[p]}
 
     def _group_offsets(self, numbers: list[int], deadline: float) -> dict[int, int]:
-        """Those that the group has committed. A coordinator that has just begun needs a moment."""
-        asked = ConsumerGroupTopicPartitions(self._group, [TopicPartition(self._topic, p) for p in numbers])
-        while True:
-            groups = self._admin.list_consumer_group_offsets([asked], request_timeout=self._left(deadline))
-            try:
-                places = answer_of("the group's offsets", groups[self._group], self._left(deadline)).topic_partitions
-            except Unavailable as error:
-                if self._clock.monotonic() + _AGAIN_SECONDS > deadline or not _is_starting(error):
-                    raise
-                time.sleep(_AGAIN_SECONDS)
-            else:
-                return {place.partition: place.offset for place in places or [] if place.offset >= 0}
+        """Those that the group has committed.
+
+        Asked through the reader: the same request of the administrative client ends the process where the group's
+        coordinator has moved or is still loading (librdkafka 2.16).
+        """
+        asked = [TopicPartition(self._topic, p) for p in numbers]
+        try:
+            places = self._reader_now().committed(asked, timeout=self._left(deadline))
+        except KafkaException as error:
+            raise unavailable("the group's offsets are not known", error) from error
+        for place in places:
+            if place.error is not None:
+                raise unavailable("the group's offsets are not known", place.error)
+        return {place.partition: place.offset for place in places if place.offset >= 0}
 
     def _offsets(self, numbers: list[int], which: OffsetSpec, deadline: float) -> dict[int, int]:
         asked = {TopicPartition(self._topic, p): which for p in numbers}
@@ -126,9 +145,9 @@ class Lag:
         missing = {p: offset for p, offset in first.items() if p not in self._heads}
         if not missing:
             return
-        reader = self._brokers.client(Consumer, "depth", {"group.id": self._group, **_READER_SETTINGS})
+        reader = self._reader_now()
+        reader.assign([TopicPartition(self._topic, p, offset) for p, offset in missing.items()])
         try:
-            reader.assign([TopicPartition(self._topic, p, offset) for p, offset in missing.items()])
             while missing:
                 if self._clock.monotonic() > deadline:
                     raise Unavailable("Kafka: the first claim that waits cannot be read", code="dependency_down")
@@ -140,12 +159,12 @@ class Lag:
                     received_us = held.claim.received_us if held.claim is not None else held.time_us
                     self._heads[held.partition] = (missing.pop(held.partition), received_us)
         finally:
-            reader.close()
+            reader.unassign()
+
+    def _reader_now(self) -> Consumer:
+        if self._reader is None:
+            self._reader = self._brokers.client(Consumer, "depth", {"group.id": self._group, **_READER_SETTINGS})
+        return self._reader
 
     def _left(self, deadline: float) -> float:
         return max(0.01, deadline - self._clock.monotonic())
-
-
-def _is_starting(error: Unavailable) -> bool:
-    cause = error.__cause__
-    return isinstance(cause, KafkaException) and error_of(cause).code() in _STARTING
