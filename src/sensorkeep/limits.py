@@ -148,7 +148,7 @@ S3_READ_SECONDS_MAX = 600.0
 S3_CHECK_SECONDS_MAX = 1.8
 """A check ends before HEALTH_CHECK_SECONDS."""
 S3_LISTED_AT_ONCE = 1_000
-"""Objects listed or deleted by one request: S3's limit."""
+"""Objects listed by one request: S3's limit."""
 S3_ABANDONED_SECONDS = 24 * 3600
 """Temporary objects older than this belong to no put that still runs."""
 
@@ -244,6 +244,8 @@ WORKER_FAILURES_MAX = 20
 release must not quarantine everything."""
 HOUSEKEEPING_SECONDS = 3600.0
 """How often old payloads and ledger entries are looked for."""
+PAYLOADS_DELETED_AT_ONCE = 1_000
+"""Old payloads deleted by one request to the object store: S3's limit."""
 CLAIM_ATTEMPTS_MAX = 5
 """Tries before a claim that fails by itself goes to the dead letters."""
 HANDOFF_BYTES_MAX = 64 * MIB
@@ -383,6 +385,12 @@ RECEIPTS_HELD_MAX = 500
 """Receipts of accepted batches that may wait in memory until somebody looks."""
 RECEIPTS_WAITING_MAX = 10_000
 """Receipts kept in memory while the catalog is down; a settlement enters a batch whose receipt is lost."""
+LATEST_LOOKED_UP_ROWS = 1_000
+"""Newest values asked for by one statement, or one call of Valkey."""
+LATEST_REMEMBERED_MAX = 50_000
+"""Newest values that a process remembers of what it accepted, for when Valkey is down; some 400 bytes each."""
+LATEST_UNSHARED_MAX = 100_000
+"""Newest values that wait for Valkey to come back; past it all that Valkey holds of them is read anew."""
 LEDGER_PORTION_ROWS = 5_000
 """Rows handed to the catalog's database at once, so that a batch with a million rejections needs little memory."""
 PURGE_PORTION_ROWS = 1_000

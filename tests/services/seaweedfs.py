@@ -39,7 +39,7 @@ class SeaweedFS(Service):
             str(weed), "mini", f"-dir={self.folder / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
             f"-master.port={self._master}", f"-volume.port={self._volume}", f"-filer.port={self._filer}",
             f"-s3.port={self._s3}", "-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.autoCreateBucket=false",
-            "-master.telemetry=false", "-admin.ui=false", "-webdav=false", "-volume.max=20",
+            "-master.telemetry=false", "-admin.ui=false", "-webdav=false", "-volume.max=1000",
             "-master.volumeSizeLimitMB=256",
         ]  # fmt: skip
 

@@ -39,8 +39,8 @@ class ObjectStore(Protocol):
     """Payloads by key. Every method is blocking and thread-safe.
 
     Keys are relative paths of `[A-Za-z0-9._-]` parts separated by `/`, no part beginning with a dot, at most 1024
-    characters and 255 a part; any other key raises InvalidInput. No key may be the folder of another (`a` and `a/b`):
-    a store that cannot keep both raises Conflict (`conflict`).
+    characters and 255 a part; any other key raises InvalidInput. No key may be the folder of another (`a` and `a/b`),
+    nor have been one (`a` after `a/b` was deleted): a store that cannot keep both raises Conflict (`conflict`).
     Objects are immutable: created whole, read, deleted. Errors of the backend raise Unavailable (code `disk_full`
     where no room is left, else `dependency_down`).
     """
@@ -49,7 +49,8 @@ class ObjectStore(Protocol):
         """Create the object from `chunks` and return its size in bytes.
 
         Durable when it returns: it survives a crash or power loss. Until then it is not visible, and where `chunks`
-        or the store raises, nothing of it remains. The chunks are pulled one at a time, so memory stays bounded.
+        or the store raises, nothing of it remains; but where the answer of a store elsewhere was lost, the object may
+        be there. The chunks are pulled one at a time, so memory stays bounded.
         Raises Conflict (`already_exists`) where the key exists; the first object stays as it was.
         """
         ...
@@ -59,11 +60,16 @@ class ObjectStore(Protocol):
         ...
 
     def list(self, prefix: str = "", start_after: str = "") -> Iterator[StoredObject]:
-        """Objects whose key starts with `prefix` and is greater than `start_after`, in key order (code points)."""
+        """Objects whose key starts with `prefix` and comes after `start_after`, in key order.
+
+        `start_after` is empty, or a key that this listing gave before, whether it is still there or not: so a listing
+        goes on. Keys are ordered by code points. A store that is a tree may put `/` before all other characters, so
+        that `a/b` comes before `a-b`; keys whose parts are equally long have the same order either way.
+        """
         ...
 
-    def delete(self, key: str) -> None:
-        """Remove the object. Idempotent: no error where there is none."""
+    def delete(self, *keys: str) -> None:
+        """Remove the objects. Idempotent: no error where there is none. Some may be gone where it raises."""
         ...
 
     def check(self) -> None:

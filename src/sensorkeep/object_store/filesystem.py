@@ -69,19 +69,11 @@ class FilesystemObjectStore:
             return iter(())
         return self._walk(folder + slash, prefix, start_after)
 
-    def delete(self, key: str) -> None:
-        check_key(key)
-        path = os.path.join(self._root, key)
-        with self._backend_errors():
-            try:
-                os.unlink(path)
-            except _NO_SUCH_FILE:
-                return
-            except PermissionError:  # what some systems say of a folder
-                if not os.path.isdir(path):
-                    raise
-                return
-        self._remove_empty(os.path.dirname(path))
+    def delete(self, *keys: str) -> None:
+        for key in keys:
+            check_key(key)
+        for key in keys:
+            self._delete(key)
 
     def check(self) -> None:
         temporary = os.path.join(self._temporary, f"{os.getpid()}-{next(self._numbers)}")
@@ -171,6 +163,19 @@ class FilesystemObjectStore:
         os.makedirs(self._temporary, exist_ok=True)
 
     # --- removing ---
+
+    def _delete(self, key: str) -> None:
+        path = os.path.join(self._root, key)
+        with self._backend_errors():
+            try:
+                os.unlink(path)
+            except _NO_SUCH_FILE:
+                return
+            except PermissionError:  # what some systems say of a folder
+                if not os.path.isdir(path):
+                    raise
+                return
+        self._remove_empty(os.path.dirname(path))
 
     def _remove_leftovers(self) -> None:
         """Puts that a crash cut short were never answered; nobody knows their temporary files."""

@@ -59,11 +59,13 @@ class MemoryObjectStore:
             ]
         return iter(found)
 
-    def delete(self, key: str) -> None:
-        check_key(key)
+    def delete(self, *keys: str) -> None:
+        for key in keys:
+            check_key(key)
         with self._lock:
-            if self._objects.pop(key, None) is not None:
-                del self._keys[bisect.bisect_left(self._keys, key)]
+            for key in keys:
+                if self._objects.pop(key, None) is not None:
+                    del self._keys[bisect.bisect_left(self._keys, key)]
 
     def check(self) -> None:
         """Memory takes whatever it is given."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from itertools import islice, takewhile
 
 from sensorkeep import limits
 from sensorkeep.catalog.base import BatchLedger
@@ -39,7 +40,7 @@ class Housekeeper:
     def _delete_payloads(self, before_us: int) -> None:
         moment = datetime.fromtimestamp(before_us // MICROSECONDS, UTC)
         end = f"telemetry/{moment:%Y-%m-%d-%H-%M-%S}"
-        for stored in self._object_store.list("telemetry/"):
-            if stored.key >= end:  # keys begin with their time, so the rest is newer
-                break
-            self._object_store.delete(stored.key)
+        # Keys begin with their time, so what comes after the first newer one is newer.
+        old = takewhile(lambda stored: stored.key < end, self._object_store.list("telemetry/"))
+        while keys := [stored.key for stored in islice(old, limits.PAYLOADS_DELETED_AT_ONCE)]:
+            self._object_store.delete(*keys)
