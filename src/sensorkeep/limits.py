@@ -391,6 +391,8 @@ LATEST_REMEMBERED_MAX = 50_000
 """Newest values that a process remembers of what it accepted, for when Valkey is down; some 400 bytes each."""
 LATEST_UNSHARED_MAX = 100_000
 """Newest values that wait for Valkey to come back; past it all that Valkey holds of them is read anew."""
+LATEST_SHARED_AGAIN_SECONDS = 1.0
+"""Newest values that could not be shared are tried again no more often than this."""
 LEDGER_PORTION_ROWS = 5_000
 """Rows handed to the catalog's database at once, so that a batch with a million rejections needs little memory."""
 PURGE_PORTION_ROWS = 1_000

@@ -6,6 +6,7 @@ where a client is made, so that the embedded form starts without it.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -42,6 +43,7 @@ class Valkey:
         self._lost: tuple[type[Exception], ...] = (redis.ConnectionError, redis.TimeoutError, OSError)
         self._prefix = prefix
         self._closed = False
+        self._on_return: list[Callable[[], None]] = []
         try:
             self._client = redis.Redis.from_url(
                 url,
@@ -88,11 +90,18 @@ class Valkey:
                 log.warning("valkey_lost", cause=str(error))
             raise Unavailable("Valkey cannot be reached", code="dependency_down") from error
         except self._errors as error:  # it answers, and cannot do it: out of memory, or a replica
-            self._breaker.succeeded()
+            if self._breaker.succeeded():
+                log.info("valkey_reached_again")
             raise Unavailable(f"Valkey refused: {error}", code="dependency_down") from error
         if self._breaker.succeeded():
             log.info("valkey_reached_again")
+            threading.Thread(target=self._tell_return, name="valkey-return", daemon=True).start()
         return result
+
+    def on_return(self, callback: Callable[[], None]) -> None:
+        """Call `callback` whenever the server answers again after an outage, on a thread of its own. It must not
+        raise."""
+        self._on_return.append(callback)
 
     def check(self) -> None:
         """Raises Unavailable where the server does not answer."""
@@ -112,3 +121,7 @@ class Valkey:
         """Release every connection. Idempotent."""
         self._closed = True
         self._client.close()
+
+    def _tell_return(self) -> None:
+        for callback in self._on_return:
+            callback()

@@ -93,6 +93,13 @@ def test_sensors_of_an_equipment_come_by_name_then_uuid(inventory: Inventory) ->
     assert inventory.sensors_of("none") == []
 
 
+def test_sensors_of_several_equipment_are_found_at_once(inventory: Inventory) -> None:
+    b, a = quantity("y", name="b"), quantity("z", name="a")
+    inventory.describe([FREEZER, Equipment(uuid=ROOM)], [b, a, PROBE])
+    assert inventory.sensors_of_each([ROOM, FREEZER.uuid, "none"]) == {ROOM: [a, b], FREEZER.uuid: [PROBE]}
+    assert inventory.sensors_of_each([]) == {}
+
+
 def test_equipment_is_listed_by_uuid_page_by_page(inventory: Inventory) -> None:
     everything = sorted((Equipment(uuid=external_uuid(f"e{i}")) for i in range(5)), key=lambda item: item.uuid)
     inventory.describe(reversed(everything), [])

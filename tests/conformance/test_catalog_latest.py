@@ -49,6 +49,15 @@ def test_the_newest_by_reading_time_stands_whatever_the_order(latest: LatestRead
     assert latest.record("other") is None
 
 
+def test_many_are_found_at_once_and_the_unknown_are_left_out(latest: LatestReadings) -> None:
+    latest.offer([reading(5, 1.0, "s"), reading(6, 2.0, "t")], [record(7)])
+    assert latest.find(["t", "other", "s"], ["e", "other"]) == (
+        {"s": reading(5, 1.0, "s"), "t": reading(6, 2.0, "t")},
+        {"e": record(7)},
+    )
+    assert latest.find([], []) == ({}, {})
+
+
 def test_the_same_time_replaces_as_a_correction(latest: LatestReadings) -> None:
     latest.offer([reading(5, 1.0)], [record(5, 7)])
     latest.offer([reading(5, 2.0)], [record(5, 8)])

@@ -36,28 +36,44 @@ class Inventory(Protocol):
         """The sensors of an equipment, by name then uuid; only those of one type where it is given."""
         ...
 
+    def sensors_of_each(self, equipment_uuids: Sequence[str]) -> dict[str, list[Sensor]]:
+        """`sensors_of` for several equipment at once, by equipment uuid; those that have sensors."""
+        ...
+
     def list_equipment(self, limit: int, after_uuid: str = "") -> list[Equipment]:
         """Equipment by uuid, those after `after_uuid`."""
         ...
 
 
 class LatestReadings(Protocol):
-    """Newest values, in memory, backed by the catalog's database. `offer` and the look-ups never touch the disk."""
+    """Newest values, backed by the catalog's database. `offer` never raises: what was accepted stays accepted."""
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether look-ups read memory alone, so that the event loop may make them."""
+        ...
 
     def offer(self, readings: Iterable[LatestReading], records: Iterable[LatestRecord] = ()) -> None:
         """Take those that are not older than what is known (same time replaces: a correction)."""
         ...
 
     def reading(self, sensor_uuid: str) -> LatestReading | None:
-        """The newest reading of the sensor."""
+        """The newest reading of the sensor. Raises as `find` does."""
         ...
 
     def record(self, equipment_uuid: str) -> LatestRecord | None:
-        """The newest record of the equipment."""
+        """The newest record of the equipment. Raises as `find` does."""
+        ...
+
+    def find(
+        self, sensor_uuids: Sequence[str], equipment_uuids: Sequence[str] = ()
+    ) -> tuple[dict[str, LatestReading], dict[str, LatestRecord]]:
+        """The newest readings of the sensors and the newest records of the equipment, by uuid; those there are.
+        Raises Unavailable where that cannot be told (never where `in_memory`)."""
         ...
 
     def save(self) -> None:
-        """Make what changed since the last save durable."""
+        """Make what changed since the last save durable. Raises Unavailable."""
         ...
 
 
@@ -166,7 +182,7 @@ class BatchLedger(Protocol):
 
     def accounting(self) -> tuple[Accounting, Accounting]:
         """(since this process started, all time), of one moment. Batches that were pending at the start count as
-        received since the start."""
+        received since the start. Both are of the whole installation, whichever of its processes did it."""
         ...
 
     def oldest_pending_us(self) -> int | None:

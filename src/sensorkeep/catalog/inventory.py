@@ -85,7 +85,17 @@ class CatalogInventory:
         with self._database.read() as connection:
             found = [_from_row(Sensor, row) for row in connection.execute(statement, {"wanted_uuid": equipment_uuid})]
         # Sorted here, since databases disagree about nulls and about the order of letters.
-        return sorted(found, key=lambda sensor: (sensor.name or "", sensor.uuid))
+        return sorted(found, key=_by_name)
+
+    def sensors_of_each(self, equipment_uuids: Sequence[str]) -> dict[str, list[Sensor]]:
+        found: dict[str, list[Sensor]] = {}
+        with self._database.read() as connection:
+            for row in connection.execute(_SENSORS_OF_EACH, {"wanted_uuids": list(equipment_uuids)}):
+                sensor = _from_row(Sensor, row)
+                found.setdefault(sensor.equipment_uuid, []).append(sensor)
+        for sensors in found.values():
+            sensors.sort(key=_by_name)
+        return found
 
     def list_equipment(self, limit: int, after_uuid: str = "") -> list[Equipment]:
         statement = (
@@ -141,6 +151,10 @@ def _by_identifier(table: sa.Table) -> sa.Select[Any]:
     return sa.select(table).where(sa.or_(by_uuid, by_external_id)).order_by(sa.case((by_uuid, 0), else_=1)).limit(1)
 
 
+def _by_name(sensor: Sensor) -> tuple[str, str]:
+    return sensor.name or "", sensor.uuid
+
+
 def _missing(what: str, identifier: str) -> NoReturn:
     raise NotFound(f"there is no {what} {identifier!r}")
 
@@ -154,4 +168,7 @@ _FIND_EQUIPMENT = _by_identifier(equipment_table)
 _FIND_SENSOR = _by_identifier(sensors_table)
 _SENSORS_OF = sa.select(sensors_table).where(
     sensors_table.c.equipment_uuid == sa.bindparam("wanted_uuid", type_=sa.Text)
+)
+_SENSORS_OF_EACH = sa.select(sensors_table).where(
+    sensors_table.c.equipment_uuid.in_(sa.bindparam("wanted_uuids", expanding=True))
 )

@@ -1,41 +1,33 @@
-"""The newest reading of every sensor and the newest record of every external equipment."""
+"""The newest reading of every sensor and the newest record of every external equipment, in one process."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
-import msgspec
-import sqlalchemy as sa
-from msgspec.structs import astuple
-
-from sensorkeep.catalog.database import Database, Prepared
-from sensorkeep.catalog.schema import latest_readings, latest_records
+from sensorkeep.catalog.database import Database
+from sensorkeep.catalog.latest_table import LatestTable
 from sensorkeep.model import LatestReading, LatestRecord
 
 _Latest = TypeVar("_Latest", LatestReading, LatestRecord)
 
-_encode = msgspec.json.Encoder().encode
-_decode_values = msgspec.json.Decoder(dict[str, float]).decode
-
 
 class CatalogLatestReadings:
-    """The LatestReadings of the catalog: two maps in memory, read at the start and saved now and then."""
+    """The LatestReadings of one process: two maps in memory, read at the start and saved now and then."""
+
+    in_memory = True
 
     def __init__(self, database: Database) -> None:
-        self._database = database
+        self._table = LatestTable(database)
         self._lock = threading.Lock()
         # Held over a save, so that an older save never overtakes a newer one.
         self._saving = threading.Lock()
-        self._readings: dict[str, LatestReading] = {}
-        self._records: dict[str, LatestRecord] = {}
+        readings, records = self._table.all()
+        self._readings = {reading.sensor_uuid: reading for reading in readings}
+        self._records = {record.equipment_uuid: record for record in records}
         self._changed_readings: set[str] = set()
         self._changed_records: set[str] = set()
-        self._put_reading = self._newer_wins(latest_readings, LatestReading.__struct_fields__)
-        record_columns = ("equipment_uuid", "sensor_id", "time_us", "id", "client_ip", "values_json")
-        self._put_record = self._newer_wins(latest_records, record_columns)
-        self._load()
 
     def offer(self, readings: Iterable[LatestReading], records: Iterable[LatestRecord] = ()) -> None:
         with self._lock:
@@ -50,68 +42,26 @@ class CatalogLatestReadings:
     def record(self, equipment_uuid: str) -> LatestRecord | None:
         return self._records.get(equipment_uuid)
 
+    def find(
+        self, sensor_uuids: Sequence[str], equipment_uuids: Sequence[str] = ()
+    ) -> tuple[dict[str, LatestReading], dict[str, LatestRecord]]:
+        readings = {uuid: found for uuid in sensor_uuids if (found := self._readings.get(uuid)) is not None}
+        return readings, {uuid: one for uuid in equipment_uuids if (one := self._records.get(uuid)) is not None}
+
     def save(self) -> None:
         with self._saving:
             with self._lock:
                 changed_readings, self._changed_readings = self._changed_readings, set()
                 changed_records, self._changed_records = self._changed_records, set()
-                # By key: neighbours share pages, and two processes take their row locks in the same order.
-                readings = [self._readings[key] for key in sorted(changed_readings)]
-                records = [self._records[key] for key in sorted(changed_records)]
+                readings = [self._readings[key] for key in changed_readings]
+                records = [self._records[key] for key in changed_records]
             try:
-                self._store(readings, records)
+                self._table.put(readings, records)
             except BaseException:
                 with self._lock:
                     self._changed_readings |= changed_readings
                     self._changed_records |= changed_records
                 raise
-
-    def _store(self, readings: list[LatestReading], records: list[LatestRecord]) -> None:
-        if not readings and not records:
-            return
-
-        def put(connection: sa.Connection) -> None:
-            if readings:
-                self._put_reading.run(connection, [astuple(reading) for reading in readings])
-            if records:
-                self._put_record.run(
-                    connection, [(*astuple(record)[:5], _encode(record.values).decode()) for record in records]
-                )
-
-        self._database.transact(put)
-
-    def _newer_wins(self, table: sa.Table, names: tuple[str, ...]) -> Prepared:
-        statement = self._database.insert(table)
-        replace = statement.on_conflict_do_update(
-            index_elements=[names[0]],
-            set_={name: statement.excluded[name] for name in names[1:]},
-            where=statement.excluded.time_us >= table.c.time_us,
-        )
-        return self._database.prepare(replace, names)
-
-    def _load(self) -> None:
-        with self._database.read() as connection:
-            for row in connection.execute(sa.select(latest_readings)):
-                uuid, time_us, value, status, battery, rssi, lqi, battery_voltage = row
-                self._readings[uuid] = LatestReading(
-                    sensor_uuid=uuid,
-                    time_us=time_us,
-                    value=value,
-                    status=status,
-                    battery=battery,
-                    rssi=rssi,
-                    lqi=lqi,
-                    battery_voltage=battery_voltage,
-                )
-            for row in connection.execute(sa.select(latest_records)):
-                self._records[row.equipment_uuid] = LatestRecord(
-                    equipment_uuid=row.equipment_uuid,
-                    sensor_id=row.sensor_id,
-                    time_us=row.time_us,
-                    id=row.id,
-                    client_ip=row.client_ip,
-                    values=_decode_values(row.values_json),
-                )
 
 
 def _take(key: str, offered: _Latest, known: dict[str, _Latest], changed: set[str]) -> None:

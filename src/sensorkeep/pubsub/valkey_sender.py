@@ -87,7 +87,7 @@ class Sender:
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(self._has_work, self._until_look())
+                self._changed.wait_for(self._has_work, max(0.0, self._look_at - time.monotonic()))
                 if self._closing and not self._waiting:
                     return
                 messages = self._take()
@@ -103,10 +103,7 @@ class Sender:
                 self._lose(len(messages))
 
     def _has_work(self) -> bool:
-        return bool(self._waiting) or self._closing or (bool(self._listeners) and time.monotonic() >= self._look_at)
-
-    def _until_look(self) -> float | None:
-        return max(0.0, self._look_at - time.monotonic()) if self._listeners else None
+        return bool(self._waiting) or self._closing or time.monotonic() >= self._look_at
 
     def _take(self) -> list[_Message]:
         messages = [self._waiting.popleft() for _ in range(min(len(self._waiting), PUBSUB_SENT_AT_ONCE))]
@@ -126,12 +123,13 @@ class Sender:
             self._dropped_at_loss = self.dropped
 
     def _look(self) -> None:
-        """Ask which channels have listeners."""
+        """Ask which channels have listeners; so it is known soon, too, that Valkey is down or back."""
         with self._changed:
             self._noted.clear()
             channels = list(self._listeners)
         self._look_at = time.monotonic() + PUBSUB_LISTENERS_SECONDS
         if not channels:
+            self._valkey.check()
             return
         names = [self._valkey.name(channel) for channel in channels]
         counted = self._valkey.run(lambda client: client.pubsub_numsub(*names))

@@ -1,8 +1,8 @@
 """The query routes, relative to /api/v1.
 
 Answers are ready bytes: nothing is validated or serialized a second time on the way out. What blocks runs in one hop
-to a thread; the latest value is read from memory, on the event loop. Unknown query parameters are ignored; of one that
-is given twice the last counts.
+to a thread; where the latest values are in memory, one is read on the event loop. Unknown query parameters are ignored;
+of one that is given twice the last counts.
 
 History is answered in the format that Accept prefers (module formats). Every format carries `X-Complete-Until` and,
 where there is a next page, `X-Next-Cursor` and `Link: <?...>; rel="next"`, which is relative to the request.
@@ -112,10 +112,11 @@ def _add_latest(router: APIRouter, service: QueryService, lookups: asyncio.Semap
         newest readings of its sensors.
         """
         sensor_id = request.path_params["sensor_id"]
-        known = service.latest_in_memory(sensor_id)
-        if known is not None:
-            return _reply(request, msgspec.json.encode(known), JSON, {})
-        return await _answer(request, lookups, service.latest_of_equipment, sensor_id)
+        if service.latest_is_in_memory:
+            known = service.latest_known(sensor_id)
+            if known is not None:
+                return _reply(request, msgspec.json.encode(known), JSON, {})
+        return await _answer(request, lookups, service.latest, sensor_id)
 
 
 def _add_catalog(router: APIRouter, service: QueryService, lookups: asyncio.Semaphore) -> None:

@@ -172,33 +172,41 @@ class QueryService:
 
     # --- the latest values ----------------------------------------------------------------------------------------
 
-    def latest_in_memory(self, identifier: str) -> dict[str, Any] | LatestOfSensor | None:
+    @property
+    def latest_is_in_memory(self) -> bool:
+        """Whether `latest_known` never blocks, so that the event loop may call it."""
+        return self._latest.in_memory
+
+    def latest(self, identifier: str) -> dict[str, Any] | LatestOfSensor | LatestOfEquipment:
+        """The newest of a sensor_id, a sensor or an equipment. Raises NotFound where there is none."""
+        return self.latest_known(identifier) or self.latest_of_equipment(identifier)
+
+    def latest_known(self, identifier: str) -> dict[str, Any] | LatestOfSensor | None:
         """The last single-reading request of a sensor_id, else the newest reading of a sensor; None where neither is
-        known. Never blocks: it reads memory only.
+        known.
 
         Where an equipment and a quantity of another one share the external id, the equipment wins.
         """
         # An external id may look like a UUID; then its own UUID is another one.
         candidates = (canonical_uuid(identifier), external_uuid(identifier))
+        readings, records = self._latest.find(candidates, candidates)
         for uuid in candidates:
-            if record := self._latest.record(uuid):
+            if record := records.get(uuid):
                 return self._latest_single(record)
         for uuid in candidates:
-            if reading := self._latest.reading(uuid):
+            if reading := readings.get(uuid):
                 return self._latest_of_sensor(identifier, reading)
         return None
 
     def latest_of_equipment(self, identifier: str) -> LatestOfEquipment:
         """The newest readings of an equipment without single readings. Raises NotFound where there are none."""
         equipment = self._equipment(identifier)
-        newest_us: int | None = None
-        values: list[LatestValue] = []
-        for sensor in self._sensors_of(equipment.uuid, None):
-            if reading := self._latest.reading(sensor.uuid):
-                newest_us = reading.time_us if newest_us is None else max(newest_us, reading.time_us)
-                values.append(_latest_value(sensor, reading))
-        if newest_us is None:
+        sensors = self._sensors_of(equipment.uuid, None)
+        readings, _ = self._latest.find([sensor.uuid for sensor in sensors])
+        if not readings:
             raise NotFound(f"There is no reading of {identifier!r} yet")
+        values = [_latest_value(sensor, readings[sensor.uuid]) for sensor in sensors if sensor.uuid in readings]
+        newest_us = max(reading.time_us for reading in readings.values())
         date, time = self._display_time.date_and_time(newest_us)
         return LatestOfEquipment(_shown(identifier), equipment.uuid, date, time, rfc3339(newest_us), values)
 
@@ -239,22 +247,32 @@ class QueryService:
         found = self._inventory.list_equipment(plan.limit + 1, plan.after_uuid)
         page = found[: plan.limit]
         next_cursor = encode_cursor("equipment", EquipmentPosition(page[-1].uuid)) if len(found) > plan.limit else None
-        return EquipmentList([self._catalog_equipment(equipment) for equipment in page], next_cursor)
+        return EquipmentList(self._catalog_equipment(page), next_cursor)
 
     def equipment(self, identifier: str) -> CatalogEquipment:
         """One equipment with its sensors, by name."""
-        return self._catalog_equipment(self._equipment(identifier))
+        (answer,) = self._catalog_equipment([self._equipment(identifier)])
+        return answer
 
     def sensor(self, identifier: str) -> CatalogSensor:
         """One sensor."""
         sensor = self._sensor(identifier)
-        return self._catalog_sensor(sensor, _online_within_seconds(self._equipment(sensor.equipment_uuid)))
+        readings, _ = self._latest.find([sensor.uuid])
+        within_seconds = _online_within_seconds(self._equipment(sensor.equipment_uuid))
+        return self._catalog_sensor(sensor, readings.get(sensor.uuid), within_seconds)
 
-    def _catalog_equipment(self, equipment: Equipment) -> CatalogEquipment:
+    def _catalog_equipment(self, equipment: Sequence[Equipment]) -> list[CatalogEquipment]:
+        """With two look-ups for all of them together."""
+        sensors = self._inventory.sensors_of_each([item.uuid for item in equipment])
+        readings, _ = self._latest.find([sensor.uuid for of_one in sensors.values() for sensor in of_one])
+        return [self._with_sensors(item, sensors.get(item.uuid, []), readings) for item in equipment]
+
+    def _with_sensors(
+        self, equipment: Equipment, sensors: Sequence[Sensor], readings: Mapping[str, LatestReading]
+    ) -> CatalogEquipment:
         within_seconds = _online_within_seconds(equipment)
-        sensors = self._inventory.sensors_of(equipment.uuid)
-        readings = [reading for sensor in sensors if (reading := self._latest.reading(sensor.uuid))]
-        newest = max(readings, key=lambda reading: reading.time_us, default=None)
+        known = [reading for sensor in sensors if (reading := readings.get(sensor.uuid))]
+        newest = max(known, key=lambda reading: reading.time_us, default=None)
         state = self._state(newest, within_seconds)
         return CatalogEquipment(
             equipment_uuid=equipment.uuid,
@@ -270,11 +288,10 @@ class QueryService:
             state=state,
             online=state == "online",
             online_within_seconds=within_seconds,
-            sensors=[self._catalog_sensor(sensor, within_seconds) for sensor in sensors],
+            sensors=[self._catalog_sensor(sensor, readings.get(sensor.uuid), within_seconds) for sensor in sensors],
         )
 
-    def _catalog_sensor(self, sensor: Sensor, within_seconds: float) -> CatalogSensor:
-        reading = self._latest.reading(sensor.uuid)
+    def _catalog_sensor(self, sensor: Sensor, reading: LatestReading | None, within_seconds: float) -> CatalogSensor:
         state = self._state(reading, within_seconds)
         return CatalogSensor(
             sensor_uuid=sensor.uuid,

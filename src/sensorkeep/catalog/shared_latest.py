@@ -1,0 +1,218 @@
+"""The newest readings and records across processes: in Valkey, backed by the catalog's tables.
+
+Valkey holds what was offered by any process, so that a look-up on one gateway sees what another one has accepted. What
+it lacks, because it is new there or was lost, comes from the tables, which workers save when they settle.
+
+Without Valkey a process tells the newest of what it accepted itself (the last LATEST_REMEMBERED_MAX) and what the
+tables know; what was offered meanwhile is offered again when Valkey is back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Generic
+
+import structlog
+
+from sensorkeep.catalog.database import Database
+from sensorkeep.catalog.latest_table import LatestTable
+from sensorkeep.catalog.valkey_latest import Latest, NewestHash
+from sensorkeep.errors import Unavailable
+from sensorkeep.limits import LATEST_REMEMBERED_MAX, LATEST_SHARED_AGAIN_SECONDS, LATEST_UNSHARED_MAX
+from sensorkeep.model import LatestReading, LatestRecord
+from sensorkeep.valkey import Valkey
+
+log = structlog.get_logger(__name__)
+
+
+class SharedLatestReadings:
+    """The LatestReadings of many processes. Blocking; one call of Valkey for each kind of value and look-up."""
+
+    in_memory = False
+
+    def __init__(self, database: Database, valkey: Valkey, *, saves: bool) -> None:
+        """`saves`: this process calls `save` (a worker); another one keeps nothing for it."""
+        table = LatestTable(database)
+        self._table = table
+        self._saves = saves
+        self._saving = threading.Lock()
+        readings = NewestHash(valkey, "readings", LatestReading, "sensor_uuid")
+        records = NewestHash(valkey, "records", LatestRecord, "equipment_uuid")
+        self._readings = _Shared(readings, lambda uuids: table.find(uuids, ())[0])
+        self._records = _Shared(records, lambda uuids: table.find((), uuids)[1])
+        valkey.on_return(self._share_again)
+
+    def offer(self, readings: Iterable[LatestReading], records: Iterable[LatestRecord] = ()) -> None:
+        self._readings.offer(readings, keep_changes=self._saves)
+        self._records.offer(records, keep_changes=self._saves)
+
+    def reading(self, sensor_uuid: str) -> LatestReading | None:
+        return self._readings.find([sensor_uuid]).get(sensor_uuid)
+
+    def record(self, equipment_uuid: str) -> LatestRecord | None:
+        return self._records.find([equipment_uuid]).get(equipment_uuid)
+
+    def find(
+        self, sensor_uuids: Sequence[str], equipment_uuids: Sequence[str] = ()
+    ) -> tuple[dict[str, LatestReading], dict[str, LatestRecord]]:
+        return self._readings.find(sensor_uuids), self._records.find(equipment_uuids)
+
+    def save(self) -> None:
+        with self._saving:
+            readings, records = self._readings.take_changes(), self._records.take_changes()
+            try:
+                self._table.put(readings.values(), records.values())
+            except BaseException:
+                self._readings.give_back_changes(readings)
+                self._records.give_back_changes(records)
+                raise
+
+    def _share_again(self) -> None:
+        """Valkey is back: offer what it has missed."""
+        try:
+            shared = self._readings.share_again() + self._records.share_again()
+        except Unavailable:
+            return  # it is gone again, and will be back again
+        if shared:
+            log.info("latest_shared_again", values=shared)
+
+
+class _Shared(Generic[Latest]):
+    """Newest values of one kind: in Valkey, in this process's memory, in the table."""
+
+    def __init__(self, newest: NewestHash[Latest], in_table: Callable[[Sequence[str]], list[Latest]]) -> None:
+        self._newest = newest
+        self._in_table = in_table
+        self._lock = threading.Lock()
+        # Two generations: a full young one becomes the old one, so that bounding it costs nothing per value.
+        self._young: dict[str, Latest] = {}
+        self._old: dict[str, Latest] = {}
+        self._changed: dict[str, Latest] = {}
+        self._unshared: dict[str, Latest] = {}
+        self._unshared_lost = False
+        self._share_again_at = 0.0
+
+    def offer(self, values: Iterable[Latest], *, keep_changes: bool) -> None:
+        """Take values; of one uuid the newest, and of equal times the last."""
+        offered: dict[str, Latest] = {}
+        for value in values:
+            _put(offered, self._newest.uuid_of(value), value)
+        if not offered:
+            return
+        with self._lock:
+            for uuid, value in offered.items():
+                self._remember(uuid, value)
+                if keep_changes:
+                    _put(self._changed, uuid, value)
+        try:
+            self._share(list(offered.values()))
+            if self._unshared and time.monotonic() >= self._share_again_at:
+                self.share_again()
+        except Unavailable:
+            self._keep_unshared(offered)
+
+    def find(self, uuids: Sequence[str]) -> dict[str, Latest]:
+        """The newest values, by uuid."""
+        if not uuids:
+            return {}
+        try:
+            found = self._newest.find(uuids)
+            up = True
+        except Unavailable:
+            found, up = {}, False
+        missing = [uuid for uuid in uuids if uuid not in found]
+        if missing:
+            found |= self._from_table(missing, fill=up)
+        mended = []
+        for uuid in uuids:
+            mine = self._young.get(uuid) or self._old.get(uuid)
+            if mine is not None and ((known := found.get(uuid)) is None or mine.time_us > known.time_us):
+                found[uuid] = mine
+                mended.append(mine)
+        if mended and up:
+            self._fill(mended)
+        return found
+
+    def take_changes(self) -> dict[str, Latest]:
+        """What was offered since the last call."""
+        with self._lock:
+            changed, self._changed = self._changed, {}
+        return changed
+
+    def give_back_changes(self, changed: dict[str, Latest]) -> None:
+        """They were not saved: the next call takes them too."""
+        with self._lock:
+            for uuid, value in self._changed.items():
+                _put(changed, uuid, value)
+            self._changed = changed
+
+    def share_again(self) -> int:
+        """Offer what Valkey has missed; how many values. Raises Unavailable, and keeps them then."""
+        with self._lock:
+            self._share_again_at = time.monotonic() + LATEST_SHARED_AGAIN_SECONDS
+            unshared, self._unshared = self._unshared, {}
+            lost, self._unshared_lost = self._unshared_lost, False
+        try:
+            if lost:  # it may hold values that are older than what nobody remembers here
+                self._newest.clear()
+            self._share(list(unshared.values()))
+        except Unavailable:
+            self._unshared_lost = self._unshared_lost or lost
+            self._keep_unshared(unshared)
+            raise
+        return len(unshared)
+
+    def _share(self, values: list[Latest]) -> None:
+        """Offer values to Valkey. Where it knows none, the table decides whether they are the newest."""
+        left_out = self._newest.offer(values)
+        if not left_out:
+            return
+        for known in self._in_table([self._newest.uuid_of(value) for value in left_out]):
+            left_out.append(known)
+        newest: dict[str, Latest] = {}
+        # The table's first: of equal times the one offered stands.
+        for value in reversed(left_out):
+            _put(newest, self._newest.uuid_of(value), value)
+        self._newest.offer(newest.values(), fill=True)
+
+    def _from_table(self, uuids: Sequence[str], *, fill: bool) -> dict[str, Latest]:
+        try:
+            found = {self._newest.uuid_of(value): value for value in self._in_table(uuids)}
+        except Unavailable:
+            # What this process accepted is better than no answer; of what else there is nothing is known.
+            if all(uuid in self._young or uuid in self._old for uuid in uuids):
+                return {}
+            raise
+        if fill and found:
+            self._fill(list(found.values()))
+        return found
+
+    def _fill(self, values: list[Latest]) -> None:
+        with contextlib.suppress(Unavailable):  # the next look-up fills it
+            self._newest.offer(values, fill=True)
+
+    def _keep_unshared(self, values: dict[str, Latest]) -> None:
+        with self._lock:
+            for uuid, value in values.items():
+                _put(self._unshared, uuid, value)
+            while len(self._unshared) > LATEST_UNSHARED_MAX:
+                del self._unshared[next(iter(self._unshared))]
+                self._unshared_lost = True
+
+    def _remember(self, uuid: str, value: Latest) -> None:
+        """With the lock held."""
+        known = self._young.get(uuid) or self._old.get(uuid)
+        if known is not None and known.time_us > value.time_us:
+            return
+        if len(self._young) >= LATEST_REMEMBERED_MAX // 2 and uuid not in self._young:
+            self._old, self._young = self._young, {}
+        self._young[uuid] = value
+
+
+def _put(values: dict[str, Latest], uuid: str, value: Latest) -> None:
+    known = values.get(uuid)
+    if known is None or value.time_us >= known.time_us:
+        values[uuid] = value
