@@ -33,7 +33,7 @@ from sensorkeep.tsdb.duckdb.statements import day_table, statement
 
 RollupTable = Literal["hourly", "daily"]
 
-_REDO_PAUSE = {"hourly": 19.0, "daily": 9.0}
+_REDO_PAUSE = {"hourly": 39.0, "daily": 29.0}
 """Pause after redoing a day's changed buckets, as a multiple of the time it took: under load, late readings touch every
 day of the last three again and again, and redoing them at once would cost more than all the rest. Reads are exact
 meanwhile; they compute changed buckets from raw. Where nothing was written since, there is no pause."""

@@ -1,14 +1,15 @@
--- Statements of one write or settle. `incoming`, `accepted`, `changed`, `touched`, `asked` and `settled` are Arrow
--- tables registered for the statement.
+-- Statements of one write or settle. `incoming`, `accepted`, `changed` and `touched` are Arrow tables registered for
+-- the statement.
 
 -- name: known_batches
 -- The bounds let zone maps skip most of the table: batch ids sort by time.
 SELECT batch_id, stored, updated, duplicate
-FROM batches JOIN asked USING (batch_id)
-WHERE batch_id BETWEEN $first AND $last
+FROM batches
+WHERE batch_id BETWEEN $first AND $last AND list_contains($asked, batch_id)
 
 -- name: save_batches
-INSERT INTO batches SELECT batch_id, stored, updated, duplicate, $written_us FROM settled
+INSERT INTO batches
+SELECT unnest($batch_ids), unnest($stored), unnest($updated), unnest($duplicate), $written_us
 
 -- name: find_known
 -- Which incoming readings are stored already, where, and whether with the same content.
