@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +34,8 @@ pytestmark = pytest.mark.distributed
 @pytest.fixture
 def distributed(services: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """The settings of a new distributed installation, migrated; they are in the environment."""
+    for name in [name for name in os.environ if name.startswith("SENSORKEEP_TEST_")]:
+        monkeypatch.delenv(name)  # of the run; no setting has such a name
     for name, value in services.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("SENSORKEEP_ADMIN_PASSWORD", "the first start's 1")
