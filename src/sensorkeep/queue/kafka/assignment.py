@@ -97,7 +97,9 @@ class Assignment:
             return 0
         expected = partition.committed if partition.next_offset is None else partition.next_offset
         missing = 0
-        if expected is not None:
+        if expected is None:
+            partition.committed = message.offset  # nothing of it is done
+        else:
             missing = max(0, message.offset - expected)
             if message.offset < expected:
                 self._rewind(partition, message.offset)

@@ -65,7 +65,9 @@ class Brokers:
         try:
             return make({**common, **self.security, **settings})
         except KafkaException as error:
-            raise BadConfig(f"the client of Kafka cannot be made: {error_of(error).str()}") from error
+            raise BadConfig(
+                f"SENSORKEEP_QUEUE_URL or SENSORKEEP_KAFKA_…: no client can be made with them: {error_of(error).str()}"
+            ) from error
 
     def quiet_admin(self) -> AdminClient:
         """A client for questions. Nobody serves its events, so it must not queue any: it logs nothing."""

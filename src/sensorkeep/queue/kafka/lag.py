@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 
-from confluent_kafka import Consumer, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]  # its way to export
 
 from sensorkeep.clock import Clock
@@ -29,6 +30,17 @@ _READER_SETTINGS = {
     "log_level": 0,
 }
 """Of a reader of single messages, no member of the group: it is told what to read, and commits nothing."""
+
+_COORDINATOR_MOVES = frozenset(
+    {
+        KafkaError._WAIT_COORD,
+        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+        KafkaError.COORDINATOR_NOT_AVAILABLE,
+        KafkaError.NOT_COORDINATOR,
+    }
+)
+"""Answers of a cluster that is about to know better."""
+_AGAIN_SECONDS = 0.05
 
 
 class Lag:
@@ -67,10 +79,9 @@ class Lag:
 
         The first one to ask a new cluster waits until its brokers have made the topic of all groups' offsets.
         """
-        asked = [TopicPartition(self._topic, 0)]
         try:
             with self._asking:
-                self._reader_now().committed(asked, timeout=KAFKA_START_SECONDS_MAX)
+                self._committed([0], self._clock.monotonic() + KAFKA_START_SECONDS_MAX)
         except KafkaException as exception:
             self.close()
             what, error = f"the consumer group {self._group} cannot be asked", error_of(exception)
@@ -106,30 +117,34 @@ class Lag:
         """By partition, of those that have any: the first offset that is not acknowledged, and the end."""
         try:
             found = self._reader_now().list_topics(self._topic, timeout=self._left(deadline)).topics[self._topic]
+            numbers = list(found.partitions)
+            committed = self._committed(numbers, deadline)  # first: asked after the ends they could be past them
         except KafkaException as error:
             raise unavailable("the depth of the queue is not known", error) from error
-        numbers = list(found.partitions)
-        committed = self._group_offsets(numbers, deadline)  # first: asked after the ends they could be past them
         ends = self._offsets(numbers, _LATEST, deadline)
         fresh = [p for p in numbers if p not in committed]
         committed.update(self._offsets(fresh, _EARLIEST, deadline) if fresh else {})
         return {p: (committed[p], ends[p]) for p in numbers if ends[p] > committed[p]}
 
-    def _group_offsets(self, numbers: list[int], deadline: float) -> dict[int, int]:
-        """Those that the group has committed.
+    def _committed(self, numbers: Sequence[int], deadline: float) -> dict[int, int]:
+        """What the group has committed of these partitions, where it has. Raises KafkaException.
 
         Asked through the reader: the same request of the administrative client ends the process where the group's
         coordinator has moved or is still loading (librdkafka 2.16).
         """
         asked = [TopicPartition(self._topic, p) for p in numbers]
-        try:
-            places = self._reader_now().committed(asked, timeout=self._left(deadline))
-        except KafkaException as error:
-            raise unavailable("the group's offsets are not known", error) from error
-        for place in places:
-            if place.error is not None:
-                raise unavailable("the group's offsets are not known", place.error)
-        return {place.partition: place.offset for place in places if place.offset >= 0}
+        while True:
+            try:
+                places = self._reader_now().committed(asked, timeout=self._left(deadline))
+                failed = next((place.error for place in places if place.error is not None), None)
+                if failed is not None:
+                    raise KafkaException(failed)
+            except KafkaException as error:
+                if error_of(error).code() not in _COORDINATOR_MOVES or self._clock.monotonic() > deadline:
+                    raise
+                time.sleep(_AGAIN_SECONDS)
+            else:
+                return {place.partition: place.offset for place in places if place.offset >= 0}
 
     def _offsets(self, numbers: list[int], which: OffsetSpec, deadline: float) -> dict[int, int]:
         asked = {TopicPartition(self._topic, p): which for p in numbers}

@@ -1,0 +1,218 @@
+"""A claim queue whose broker stops, hangs, comes back, or wants a password. The broker is the tests' own."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+from queue_kafka_world import DEADLINE_SECONDS, KafkaWorld, claim, fetch_all, names, wait_until
+
+from sensorkeep.errors import BadConfig, Unavailable, Uncertain
+from sensorkeep.limits import (
+    HEALTH_CHECK_SECONDS,
+    KAFKA_CHECK_SECONDS_MAX,
+    KAFKA_CLOSE_SECONDS_MAX,
+    KAFKA_PUBLISH_GRACE_SECONDS,
+    KAFKA_PUBLISH_SECONDS_MAX,
+)
+from sensorkeep.queue.kafka import KafkaClaimQueue
+from services.broker import Kafka
+from services.process import free_ports
+
+pytestmark = pytest.mark.distributed
+
+PUBLISHERS = 8
+PUBLISH_BOUND_SECONDS = KAFKA_PUBLISH_SECONDS_MAX + KAFKA_PUBLISH_GRACE_SECONDS + KAFKA_CHECK_SECONDS_MAX
+USER, PASSWORD = "telemetry", "right-password"
+
+
+class OwnKafka(Kafka):
+    """A broker with a second listener, which asks for a password."""
+
+    def prepare(self) -> None:
+        if self._jars is None:
+            (self.password_port,) = free_ports(1)
+        super().prepare()
+        listener = f"PASSWORD://127.0.0.1:{self.password_port}"
+        lines = self._settings_path.read_text().splitlines()
+        settings = dict(line.split("=", 1) for line in lines)
+        settings["listeners"] += f",{listener}"
+        settings["advertised.listeners"] += f",{listener}"
+        settings["listener.security.protocol.map"] += ",PASSWORD:SASL_PLAINTEXT"
+        settings["sasl.enabled.mechanisms"] = "PLAIN"
+        settings["listener.name.password.plain.sasl.jaas.config"] = (
+            f'org.apache.kafka.common.security.plain.PlainLoginModule required user_{USER}="{PASSWORD}";'
+        )
+        settings["inter.broker.listener.name"] = "PLAINTEXT"
+        self._settings_path.write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
+
+
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnKafka]:
+    with OwnKafka(tmp_path_factory.mktemp("kafka") / "broker") as running:
+        yield running
+
+
+@pytest.fixture
+def kafka(broker: OwnKafka) -> Iterator[KafkaWorld]:
+    if broker.process is None:
+        broker.start()
+    world = KafkaWorld(broker.brokers)
+    yield world
+    world.close()
+
+
+class Load:
+    """Threads that publish until they are stopped, and what became of each claim."""
+
+    def __init__(self, queue: KafkaClaimQueue) -> None:
+        self._queue = queue
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self.published: list[str] = []
+        self.uncertain = 0
+        self.refused = 0
+        self.slowest_seconds = 0.0
+        self._threads = [threading.Thread(target=self._publish, args=(i,)) for i in range(PUBLISHERS)]
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(DEADLINE_SECONDS)
+            assert not thread.is_alive()
+
+    def _publish(self, number: int) -> None:
+        count = 0
+        while not self._stop.wait(0.01):
+            name = f"{number}/{count}"
+            started = time.monotonic()
+            error: Unavailable | None = None
+            try:
+                self._queue.publish([claim(name, f"key-{number}")])
+            except Unavailable as raised:
+                error = raised
+            with self._lock:
+                self.slowest_seconds = max(self.slowest_seconds, time.monotonic() - started)
+                if error is None:
+                    self.published.append(name)
+                elif isinstance(error, Uncertain):
+                    self.uncertain += 1
+                else:
+                    assert error.code == "dependency_down"
+                    self.refused += 1
+            count += 1
+
+
+class Reader:
+    """A worker that fetches and acknowledges, whatever fails meanwhile."""
+
+    def __init__(self, queue: KafkaClaimQueue) -> None:
+        self._queue = queue
+        self._stop = threading.Event()
+        self.seen: set[str] = set()
+        self._thread = threading.Thread(target=self._work)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join(DEADLINE_SECONDS)
+        assert not self._thread.is_alive()
+
+    def _work(self) -> None:
+        while not self._stop.is_set():
+            try:
+                deliveries = self._queue.fetch(100, 10_000, 0.2)
+                self.seen.update(names(deliveries))
+                self._queue.ack(deliveries)
+            except Unavailable:
+                self._stop.wait(0.1)
+
+
+def raises_within(seconds: float, act: object) -> Unavailable:
+    started = time.monotonic()
+    with pytest.raises(Unavailable) as caught:
+        act()  # type: ignore[operator]
+    assert time.monotonic() - started < seconds
+    return caught.value
+
+
+@pytest.mark.parametrize("end", ["stop", "kill", "pause"])
+def test_an_outage_answers_within_the_bound_loses_nothing_and_ends_by_itself(
+    broker: OwnKafka, kafka: KafkaWorld, end: str
+) -> None:
+    gateway, worker = kafka.open(consume=False), kafka.open()
+    load, reader = Load(gateway), Reader(worker)
+    wait_until(lambda: len(reader.seen) > 50, "nothing comes before the outage")
+    getattr(broker, end)()
+    wait_until(lambda: load.refused > 5 * PUBLISHERS, "publishing does not fail")
+    before = len(load.published)
+    raises_within(HEALTH_CHECK_SECONDS, gateway.check)
+    raises_within(HEALTH_CHECK_SECONDS, gateway.depth)
+    assert worker.fetch(1, 1, 0.0) == []
+    assert len(load.published) == before
+    if end == "pause":
+        broker.resume()
+    else:
+        broker.start()
+    wait_until(lambda: len(load.published) > before + 50, "publishing does not work again")
+    load.stop()
+    wait_until(lambda: reader.seen.issuperset(load.published), "claims that were published do not come")
+    wait_until(lambda: gateway.depth() == (0, None), "the queue is not drained")
+    gateway.check()
+    reader.stop()
+    assert load.slowest_seconds < PUBLISH_BOUND_SECONDS
+    # What was in flight when it began, and perhaps once more when it ended.
+    assert load.uncertain <= 2 * PUBLISHERS
+
+
+def test_with_the_broker_gone_closing_ends_in_time(broker: OwnKafka, kafka: KafkaWorld) -> None:
+    gateway, worker = kafka.open(consume=False), kafka.open()
+    gateway.publish([claim("1")])
+    held = fetch_all(worker, 1)
+    broker.kill()
+    raises_within(PUBLISH_BOUND_SECONDS, lambda: worker.ack(held))
+    for queue in (worker, gateway):
+        started = time.monotonic()
+        queue.close()
+        assert time.monotonic() - started < 2 * KAFKA_CLOSE_SECONDS_MAX + 1.0
+    broker.start()
+    assert names(fetch_all(kafka.open(), 1)) == ["1"]
+
+
+def test_a_publish_that_waits_is_answered_when_the_queue_is_closed(broker: OwnKafka, kafka: KafkaWorld) -> None:
+    gateway = kafka.open(consume=False)
+    gateway.publish([claim("1")])
+    broker.pause()
+    errors: list[Unavailable] = []
+
+    def publish() -> None:
+        errors.append(raises_within(PUBLISH_BOUND_SECONDS, lambda: gateway.publish([claim("2")])))
+
+    thread = threading.Thread(target=publish)
+    thread.start()
+    gateway.close()
+    thread.join(DEADLINE_SECONDS)
+    broker.resume()
+    assert len(errors) == 1
+
+
+def test_a_wrong_password_stops_the_start_and_the_right_one_works(broker: OwnKafka, kafka: KafkaWorld) -> None:
+    kafka.brokers = f"127.0.0.1:{broker.password_port}"
+    security = {
+        "security.protocol": "sasl_plaintext",
+        "sasl.mechanism": "PLAIN",
+        "sasl.username": USER,
+        "sasl.password": PASSWORD,
+    }
+    started = time.monotonic()
+    with pytest.raises(BadConfig, match=r"SENSORKEEP_QUEUE_URL.*Authentication failed") as caught:
+        kafka.open(security={**security, "sasl.password": "wrong-password"})
+    assert time.monotonic() - started < 5.0
+    assert "wrong-password" not in str(caught.value)
+    queue = kafka.open(security=security)
+    queue.publish([claim("1")])
+    assert names(fetch_all(queue, 1)) == ["1"]
