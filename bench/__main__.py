@@ -4,7 +4,7 @@ python -m bench full            everything, into docs/BENCHMARKS.md (half an hou
 python -m bench quick           the main ratios, in two minutes; only prints
   --check                       fail where a ratio fell more than 20 % below the recorded one
   --record                      make this run's ratios the recorded ones
-  --parts bulk single ...       only these parts
+  --parts slim single ...       only these parts
 """
 
 from __future__ import annotations
@@ -54,17 +54,17 @@ def live_figures(seconds: float, rounds: int, cases: tuple[tuple[int, int], ...]
         yield Figure(f"{what}: share delivered to those who read", complete, 3)
 
 
-def grown_figures(readings: int, retention_days: int, queried: int, calls: int) -> Iterator[Figure]:
-    """Growth with retention, then queries on as many readings, all of them kept."""
+def grown_figures(readings: int, retention_days: int, calls: int) -> Iterator[Figure]:
+    """Growth with retention, then queries on what there is then: raw readings and the rollups of all."""
     with tempfile.TemporaryDirectory() as folder:
-        yield from growth.figures(growth.fill_apart(Path(folder) / "data", readings, retention_days))
-    if queried:
-        with tempfile.TemporaryDirectory() as folder:
-            growth.fill_apart(Path(folder) / "data", queried, 0)
-            yield from query.figures(Path(folder), queried, calls)
+        result = growth.fill_apart(Path(folder) / "data", readings, retention_days)
+        yield from growth.figures(result)
+        if calls:
+            what = f"{readings // growth.MILLION} M readings, raw of {result.raw_readings // growth.MILLION} M kept"
+            yield from query.figures(Path(folder), what, retention_days, calls)
 
 
-def parts_of(form: str, notes: Notes) -> dict[str, Part]:
+def parts_of(form: str, rounds: int, notes: Notes) -> dict[str, Part]:
     """The parts of a form, by name, in order."""
 
     def bulk_part(body: Form, batches: int, rounds: int, peers: tuple[str, ...] | None) -> Part:
@@ -77,15 +77,15 @@ def parts_of(form: str, notes: Notes) -> dict[str, Part]:
             "verbose": bulk_part("verbose", 12, 1, QUICK_PEERS[:1]),
             "single": partial(single.figures, (64,), 3.0, 2),
             "live": partial(live_figures, 3.0, 1, ((20, 0),)),
-            "grown": partial(grown_figures, 3_000_000, 14, 0, 0),
+            "grown": partial(grown_figures, 3_000_000, 14, 0),
         }
     return {
         "start": partial(start_figures, 5),
-        "slim": bulk_part("slim", 150, 3, None),
-        "verbose": bulk_part("verbose", 150, 3, None),
-        "single": partial(single.figures, single.CONNECTIONS, 5.0, 3),
-        "live": partial(live_figures, 10.0, 3, ((100, 0), (100, 50), (20, 0))),
-        "grown": partial(grown_figures, 40_000_000, 14, 40_000_000, 200),
+        "slim": bulk_part("slim", 75, rounds, None),
+        "verbose": bulk_part("verbose", 75, rounds, None),
+        "single": partial(single.figures, single.CONNECTIONS, 4.0, rounds),
+        "live": partial(live_figures, 5.0, rounds, ((100, 0), (100, 50), (20, 0))),
+        "grown": partial(grown_figures, 40_000_000, 14, 200),
     }
 
 
@@ -96,10 +96,11 @@ def main() -> None:
     arguments.add_argument("--check", action="store_true")
     arguments.add_argument("--record", action="store_true")
     arguments.add_argument("--parts", nargs="+")
+    arguments.add_argument("--rounds", type=int, default=3, help="of the full form")
     options = arguments.parse_args()
     notes = Notes()
     figures: list[Figure] = []
-    for name, part in parts_of(options.form, notes).items():
+    for name, part in parts_of(options.form, options.rounds, notes).items():
         if options.parts is None or name in options.parts:
             for figure in part():
                 print(figure.line(), flush=True)

@@ -53,7 +53,7 @@ class LoopProbe(threading.Thread):
         self.seconds: list[float] = []
 
     def run(self) -> None:
-        while not self._stop_requested.wait(0.02):
+        while not self._stop_requested.wait(0.1):
             before = time.perf_counter()
             self._connection.request("GET", "/api/v1/ping")
             self._connection.getresponse().read()

@@ -3,7 +3,7 @@
     python -m bench.growth [--readings 40000000] [--minutes 200] [--retention-days 14] [--directory DIR]
 
 In one process, without HTTP and JSON, so that nothing hides what growth costs: the workload as columns, 200,000
-readings a transaction, late readings settled every fourth, a round of maintenance after each, and a clock that follows the
+readings a transaction, late ones settled every fourth, a round of maintenance after each, and a clock that follows the
 readings, so that days are closed and dropped as in a server of that age. The counts are checked at the end.
 """
 

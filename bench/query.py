@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from bench.bulk import CONNECTIONS, send_all
 from bench.contenders import Sensorkeep
-from bench.growth import fill_apart
+from bench.growth import MILLION, fill_apart
 from bench.report import Figure
 from bench.server import API_KEY, BenchServer, bench_server, quantile_ms
 from bench.workload import SEED, make_loads
@@ -86,18 +86,18 @@ def calls_for(equipment: str, sensor: str) -> dict[str, str]:
     }
 
 
-def figures(directory: Path, readings: int, calls: int) -> Iterator[Figure]:
+def figures(directory: Path, what: str, retention_days: int, calls: int) -> Iterator[Figure]:
     """The rows of the table, of the data directory `directory`/data; it has more readings in it afterwards."""
+    settings = {"SENSORKEEP_RAW_RETENTION_DAYS": str(retention_days)}
     fleet = Fleet(FleetOptions(start_us=0, seed=SEED))
     paths = calls_for(fleet.equipment_uuids[5], fleet.sensor_uuids[20])
-    what = f"{readings // 1_000_000} M readings"
     cold: dict[str, list[float]] = {}
     for _ in range(COLD_STARTS):
         for name in TARGETS:
-            with bench_server(directory, SENSORKEEP_RAW_RETENTION_DAYS="0") as server:
+            with bench_server(directory, **settings) as server:
                 _post_one(server)
                 cold.setdefault(name, []).append(measure_first(server, paths[name]))
-    with bench_server(directory, SENSORKEEP_RAW_RETENTION_DAYS="0") as server:
+    with bench_server(directory, **settings) as server:
         _post_one(server)
         time.sleep(2)
         for name, path in paths.items():
@@ -106,7 +106,7 @@ def figures(directory: Path, readings: int, calls: int) -> Iterator[Figure]:
             yield Figure(f"{name}, {what}: 95th percentile, ms", [waits.p95], 2)
             if name in cold:
                 yield Figure(f"{name}, {what}: first call after a start, ms", cold[name], 1)
-    with _busy(directory) as server:
+    with _busy(directory, settings) as server:
         for name in TARGETS:
             waits = measure(server, paths[name], max(10, calls // 4))
             yield Figure(f"{name}, {what}, while ingest runs without pause: median, ms", [waits.median], 1)
@@ -119,10 +119,10 @@ def _post_one(server: BenchServer) -> None:
 
 
 @contextlib.contextmanager
-def _busy(directory: Path) -> Iterator[BenchServer]:
+def _busy(directory: Path, settings: dict[str, str]) -> Iterator[BenchServer]:
     """A server that takes bulk bodies without pause for the time of the block."""
     loads = make_loads("slim", BUSY_BATCHES)
-    contender = Sensorkeep(directory, SENSORKEEP_RAW_RETENTION_DAYS="0")
+    contender = Sensorkeep(directory, **settings)
     ended = threading.Event()
 
     def send() -> None:
@@ -149,7 +149,7 @@ def main() -> None:
     options = arguments.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         fill_apart(Path(folder) / "data", options.readings, 0)
-        for figure in figures(Path(folder), options.readings, options.calls):
+        for figure in figures(Path(folder), f"{options.readings // MILLION} M readings", 0, options.calls):
             print(figure.line(), flush=True)
 
 

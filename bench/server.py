@@ -90,7 +90,7 @@ class BenchServer:
             totals: dict[str, int] = self.call("GET", "/api/v1/telemetry/accounting")["all_time"]
             if totals["pending"] == 0:
                 return totals
-            time.sleep(0.05)
+            time.sleep(0.1)
 
     def disk_bytes(self, pattern: str) -> int:
         """Bytes of the files of the data directory that match."""
