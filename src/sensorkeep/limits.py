@@ -389,6 +389,8 @@ LATEST_LOOKED_UP_ROWS = 1_000
 """Newest values asked for by one statement, or one call of Valkey."""
 LATEST_REMEMBERED_MAX = 50_000
 """Newest values that a process remembers of what it accepted, for when Valkey is down; some 400 bytes each."""
+LATEST_ABSENT_SECONDS = 5.0
+"""That nothing is known of a uuid is believed for this long, unless Valkey knows better."""
 LATEST_UNSHARED_MAX = 100_000
 """Newest values that wait for Valkey to come back; past it all that Valkey holds of them is read anew."""
 LATEST_SHARED_AGAIN_SECONDS = 1.0

@@ -7,8 +7,9 @@ insert knows `ON CONFLICT`, and how a driver names a full disk.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 
 import sqlalchemy as sa
@@ -19,6 +20,7 @@ from sqlalchemy.pool import StaticPool
 
 from sensorkeep.breaker import Breaker
 from sensorkeep.catalog import migration
+from sensorkeep.catalog.prepared import ByRow, Prepared, Recordset
 from sensorkeep.clock import SystemClock
 from sensorkeep.errors import BadConfig, Conflict, Corrupt, Poisoned, SensorkeepError, Unavailable
 from sensorkeep.limits import (
@@ -41,26 +43,6 @@ Result = TypeVar("Result")
 
 class _Contended(Unavailable):
     """The transaction met another one, and PostgreSQL undid it for that: it may be tried again at once."""
-
-
-class Prepared:
-    """A statement compiled once for the hot paths. Rows are tuples in the order of `names`."""
-
-    def __init__(self, statement: sa.Insert | sa.Update, dialect: sa.Dialect, names: Sequence[str]) -> None:
-        compiled = statement.compile(dialect=dialect, column_keys=list(names))
-        self.sql = compiled.string
-        self._names = tuple(names)
-        self._positional = compiled.positional
-        if set(compiled.params) != set(names):
-            raise ValueError(f"the statement binds {sorted(compiled.params)}, not {sorted(names)}")
-        if self._positional and tuple(compiled.positiontup or ()) != self._names:
-            raise ValueError(f"the statement binds in the order {compiled.positiontup}")
-
-    def run(self, connection: sa.Connection, rows: Sequence[tuple[object, ...]]) -> int:
-        """Execute for every row and return how many rows of the table were changed."""
-        if self._positional:
-            return connection.exec_driver_sql(self.sql, list(rows)).rowcount
-        return connection.exec_driver_sql(self.sql, [dict(zip(self._names, row, strict=True)) for row in rows]).rowcount
 
 
 class Database:
@@ -144,9 +126,23 @@ class Database:
         # Both classes take the same calls; the type of one serves for both.
         return postgresql.insert(table)  # type: ignore[return-value]
 
-    def prepare(self, statement: sa.Insert | sa.Update, names: Sequence[str]) -> Prepared:
-        """Compile the statement; rows are then tuples in the order of `names`, its bound parameters."""
-        return Prepared(statement, self.dialect, names)
+    def prepare_update(self, statement: sa.Update, names: Sequence[str]) -> Prepared:
+        """Compile an update; rows are then tuples in the order of `names`, its bound parameters."""
+        return ByRow(statement, self.dialect, names)
+
+    def prepare_insert(
+        self,
+        table: sa.Table,
+        names: Sequence[str],
+        conflict: Callable[[sqlite.Insert], sa.Insert] = lambda insert: insert,
+        constants: Mapping[str, sa.ColumnElement[Any]] = MappingProxyType({}),
+    ) -> Prepared:
+        """Compile an insert of the columns `names`, the identity first, and of `constants`; `conflict` adds its
+        ON CONFLICT."""
+        if not self.is_sqlite:
+            return Recordset(table, self.dialect, names, constants, conflict)
+        insert = sqlite.insert(table).values({name: sa.bindparam(name) for name in names} | dict(constants))
+        return ByRow(conflict(insert), self.dialect, names)
 
     def check(self) -> None:
         """Prove that a transaction could begin: raises Unavailable where it could not."""

@@ -8,8 +8,10 @@ from typing import Any, NoReturn, TypeVar
 
 import sqlalchemy as sa
 from msgspec.structs import astuple
+from sqlalchemy.dialects import sqlite
 
-from sensorkeep.catalog.database import AnyRow, Database, Prepared
+from sensorkeep.catalog.database import AnyRow, Database
+from sensorkeep.catalog.prepared import Prepared
 from sensorkeep.catalog.schema import equipment as equipment_table
 from sensorkeep.catalog.schema import sensors as sensors_table
 from sensorkeep.errors import NotFound
@@ -60,8 +62,8 @@ class CatalogInventory:
         self._sensors_stored = _Remembered(descriptions_cached_max)
         self._put_equipment = self._merge(equipment_table, Equipment)
         self._put_sensor = self._merge(sensors_table, Sensor)
-        self._put_unknown_equipment = database.prepare(
-            database.insert(equipment_table).on_conflict_do_nothing(), ["uuid"]
+        self._put_unknown_equipment = database.prepare_insert(
+            equipment_table, ["uuid"], lambda insert: insert.on_conflict_do_nothing()
         )
 
     def describe(self, equipment: Iterable[Equipment], sensors: Iterable[Sensor]) -> None:
@@ -129,11 +131,13 @@ class CatalogInventory:
             self._sensors_stored.add(sensor)
 
     def _merge(self, table: sa.Table, kind: type[Equipment] | type[Sensor]) -> Prepared:
-        statement = self._database.insert(table)
         names = kind.__struct_fields__
-        kept = {name: sa.func.coalesce(statement.excluded[name], table.c[name]) for name in names if name != "uuid"}
-        merge = statement.on_conflict_do_update(index_elements=["uuid"], set_=kept)
-        return self._database.prepare(merge, names)
+
+        def keep_what_is_not_said(insert: sqlite.Insert) -> sa.Insert:
+            said = {name: sa.func.coalesce(insert.excluded[name], table.c[name]) for name in names if name != "uuid"}
+            return insert.on_conflict_do_update(index_elements=["uuid"], set_=said)
+
+        return self._database.prepare_insert(table, names, keep_what_is_not_said)
 
     def _find(self, statement: sa.Select[Any], kind: type[_Described], identifier: str, what: str) -> _Described:
         wanted = {"wanted_uuid": canonical_uuid(identifier), "wanted_external_id": identifier}

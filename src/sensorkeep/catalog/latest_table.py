@@ -8,7 +8,8 @@ import msgspec
 import sqlalchemy as sa
 from msgspec.structs import astuple
 
-from sensorkeep.catalog.database import Database, Prepared
+from sensorkeep.catalog.database import Database
+from sensorkeep.catalog.prepared import Prepared
 from sensorkeep.catalog.schema import latest_readings, latest_records
 from sensorkeep.limits import LATEST_LOOKED_UP_ROWS
 from sensorkeep.model import LatestReading, LatestRecord
@@ -69,13 +70,15 @@ class LatestTable:
         return readings, records
 
     def _newer_wins(self, table: sa.Table, names: tuple[str, ...]) -> Prepared:
-        statement = self._database.insert(table)
-        replace = statement.on_conflict_do_update(
-            index_elements=[names[0]],
-            set_={name: statement.excluded[name] for name in names[1:]},
-            where=statement.excluded.time_us >= table.c.time_us,
+        return self._database.prepare_insert(
+            table,
+            names,
+            lambda insert: insert.on_conflict_do_update(
+                index_elements=[names[0]],
+                set_={name: insert.excluded[name] for name in names[1:]},
+                where=insert.excluded.time_us >= table.c.time_us,
+            ),
         )
-        return self._database.prepare(replace, names)
 
 
 def _portions(uuids: Sequence[str]) -> Iterator[Sequence[str]]:

@@ -72,20 +72,21 @@ class CatalogLedger:
         self._receipts: list[Receipt] = []
         self._entering = threading.RLock()
         self._quarantine = QuarantineRows(database)
-        entered = database.insert(batches).values(
-            {name: sa.bindparam(name) for name in _RECEIVED}
-            | {"state": sa.literal_column("'accepted'")}
-            | {name: sa.literal_column("0") for name in ("stored", "updated", "duplicate")}
+        self._enter = database.prepare_insert(
+            batches,
+            _RECEIVED,
+            lambda insert: insert.on_conflict_do_nothing(),
+            {"state": sa.literal_column("'accepted'")}
+            | {name: sa.literal_column("0") for name in ("stored", "updated", "duplicate")},
         )
-        self._enter = database.prepare(entered.on_conflict_do_nothing(), _RECEIVED)
         ended = sa.update(batches).values(
             {name: sa.bindparam(f"new_{name}") for name in _ENDED}
             | {"pending": sa.literal_column("0"), "replay_id": sa.null()}
         )
-        self._end = database.prepare(
+        self._end = database.prepare_update(
             ended.where(batches.c.batch_id == sa.bindparam("key")), [*(f"new_{name}" for name in _ENDED), "key"]
         )
-        self._add = database.prepare(
+        self._add = database.prepare_update(
             sa.update(ledger)
             .values({name: ledger.c[name] + sa.bindparam(f"more_{name}") for name in _TOTALS})
             .where(ledger.c.id == sa.literal_column("1")),

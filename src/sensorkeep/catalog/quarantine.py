@@ -21,7 +21,7 @@ class QuarantineRows:
     """Statements on the quarantine, for use within the ledger's transactions."""
 
     def __init__(self, database: Database) -> None:
-        self._insert = database.prepare(sa.insert(quarantine), _COLUMNS)
+        self._insert = database.prepare_insert(quarantine, _COLUMNS)
 
     def add(self, connection: sa.Connection, batch_id: str, settlement: Settlement, now_us: int) -> None:
         """Enter the rejections of a settlement, and its dead letter, under `batch_id`."""

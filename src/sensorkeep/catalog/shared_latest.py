@@ -21,7 +21,12 @@ from sensorkeep.catalog.database import Database
 from sensorkeep.catalog.latest_table import LatestTable
 from sensorkeep.catalog.valkey_latest import Latest, NewestHash
 from sensorkeep.errors import Unavailable
-from sensorkeep.limits import LATEST_REMEMBERED_MAX, LATEST_SHARED_AGAIN_SECONDS, LATEST_UNSHARED_MAX
+from sensorkeep.limits import (
+    LATEST_ABSENT_SECONDS,
+    LATEST_REMEMBERED_MAX,
+    LATEST_SHARED_AGAIN_SECONDS,
+    LATEST_UNSHARED_MAX,
+)
 from sensorkeep.model import LatestReading, LatestRecord
 from sensorkeep.valkey import Valkey
 
@@ -90,6 +95,8 @@ class _Shared(Generic[Latest]):
         # Two generations: a full young one becomes the old one, so that bounding it costs nothing per value.
         self._young: dict[str, Latest] = {}
         self._old: dict[str, Latest] = {}
+        self._absent: dict[str, float] = {}
+        """When to look into the table again for what it had not. A value that is new is in Valkey meanwhile."""
         self._changed: dict[str, Latest] = {}
         self._unshared: dict[str, Latest] = {}
         self._unshared_lost = False
@@ -123,9 +130,12 @@ class _Shared(Generic[Latest]):
             up = True
         except Unavailable:
             found, up = {}, False
-        missing = [uuid for uuid in uuids if uuid not in found]
+        now = time.monotonic()
+        missing = [uuid for uuid in uuids if uuid not in found and not (up and now < self._absent.get(uuid, 0.0))]
         if missing:
-            found |= self._from_table(missing, fill=up)
+            in_table = self._from_table(missing, fill=up)
+            found |= in_table
+            self._note_absent([uuid for uuid in missing if uuid not in in_table], now)
         mended = []
         for uuid in uuids:
             mine = self._young.get(uuid) or self._old.get(uuid)
@@ -193,6 +203,12 @@ class _Shared(Generic[Latest]):
     def _fill(self, values: list[Latest]) -> None:
         with contextlib.suppress(Unavailable):  # the next look-up fills it
             self._newest.offer(values, fill=True)
+
+    def _note_absent(self, uuids: list[str], now: float) -> None:
+        with self._lock:
+            if len(self._absent) + len(uuids) > LATEST_REMEMBERED_MAX:
+                self._absent = {}
+            self._absent |= dict.fromkeys(uuids[:LATEST_REMEMBERED_MAX], now + LATEST_ABSENT_SECONDS)
 
     def _keep_unshared(self, values: dict[str, Latest]) -> None:
         with self._lock:
