@@ -10,6 +10,7 @@ python -m bench quick           the main ratios, in two minutes; only prints
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 import time
@@ -98,7 +99,7 @@ def main() -> None:
     arguments.add_argument("--parts", nargs="+")
     arguments.add_argument("--rounds", type=int, default=3, help="of the full form")
     options = arguments.parse_args()
-    notes = Notes()
+    load, notes = os.getloadavg()[0], Notes()
     figures: list[Figure] = []
     for name, part in parts_of(options.form, options.rounds, notes).items():
         if options.parts is None or name in options.parts:
@@ -107,7 +108,7 @@ def main() -> None:
                 figures.append(figure)
     print("\n".join(notes.lines()))
     if options.form == "full" and options.parts is None:
-        DOCUMENT.write_text(document(figures, notes, options.form), "utf-8")
+        DOCUMENT.write_text(document(figures, notes, options.form, load), "utf-8")
     if options.record:
         record(figures, options.form)
     if options.check:

@@ -102,14 +102,15 @@ def machine() -> str:
     return f"{os.cpu_count()} cores ({model}), {platform.system()} {platform.release().split('-')[0]}"
 
 
-def document(figures: Sequence[Figure], notes: Notes, form: str) -> str:
-    """The text of docs/BENCHMARKS.md."""
+def document(figures: Sequence[Figure], notes: Notes, form: str, load: float) -> str:
+    """The text of docs/BENCHMARKS.md; `load` is the machine's load average before the run."""
     versions = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
     lines = [
         "# Benchmarks",
         "",
         f"Written by `python -m bench {form}` on {time.strftime('%Y-%m-%d')}: {machine()},",
         f"Python {platform.python_version()}, {versions}.",
+        f"Other programs were running beside it: a load average of {load:.1f} at the start." if load >= 0.5 else "",
         "",
         *_ABOUT.splitlines(),
         "",
