@@ -104,7 +104,7 @@ class Engine:
             tcp_user_timeout=1000 * POSTGRES_LOCK_SECONDS_MAX,
             application_name="sensorkeep",
             options=f"-c TimeZone=UTC -c search_path=telemetry,public -c lock_timeout={POSTGRES_LOCK_SECONDS_MAX}s"
-            f" -c statement_timeout={POSTGRES_STATEMENT_SECONDS_MAX}s -c client_min_messages=warning",
+            f" -c statement_timeout={POSTGRES_STATEMENT_SECONDS_MAX}s -c client_min_messages=warning -c jit=off",
         )
 
 

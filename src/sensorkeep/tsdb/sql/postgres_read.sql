@@ -114,11 +114,15 @@ ORDER BY daily.series, time
 SELECT day FROM days WHERE sealed AND day >= %(first)s AND day <= %(last)s ORDER BY day
 
 -- name: sizes
-SELECT pg_database_size(current_database()), greatest(0, {estimate}), NOT EXISTS (SELECT FROM telemetry.days)
+-- Tables that were never analysed have no estimate yet: of those it is known whether they are empty.
+SELECT pg_database_size(current_database()), CASE WHEN estimate > 0 THEN estimate ELSE few END,
+    NOT EXISTS (SELECT FROM telemetry.days)
+FROM (SELECT coalesce({estimate}, 0)::BIGINT AS estimate,
+    (SELECT count(*) FROM (SELECT FROM readings LIMIT 1000) AS sample) AS few) AS both_ways
 
 -- name: estimate_plain
 (SELECT sum(greatest(reltuples, 0)) FROM pg_inherits JOIN pg_class ON pg_class.oid = inhrelid
-WHERE inhparent = 'telemetry.readings'::REGCLASS)::BIGINT
+WHERE inhparent = 'telemetry.readings'::REGCLASS)
 
 -- name: estimate_timescale
 {schema}.approximate_row_count('telemetry.readings')
