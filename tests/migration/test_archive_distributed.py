@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 from archive_world import (
+    SENDER,
+    START_US,
     History,
     answers,
     assert_same,
@@ -24,9 +26,13 @@ from archive_world import (
 from sensorkeep.app.archive import open_installation
 from sensorkeep.app.migrating import upgrade_schemas
 from sensorkeep.archive.installation import Installation
+from sensorkeep.catalog.base import AuditEntry
+from sensorkeep.catalog.inventory import CatalogInventory
+from sensorkeep.catalog.registry import CatalogRegistry
 from sensorkeep.clock import ManualClock
 from sensorkeep.config import load_config
 from sensorkeep.errors import Conflict
+from sensorkeep.model import Equipment, external_uuid
 
 pytestmark = pytest.mark.distributed
 
@@ -95,6 +101,39 @@ def test_an_interrupted_import_into_the_distributed_stores_is_gone_on_with(
         with pytest.raises(Conflict, match="in use"):
             bring_in(tmp_path / "archive", installation)
     history.pipeline.close()
+
+
+def test_what_comes_after_the_move_gets_numbers_of_its_own(tmp_path: Path, distributed: dict[str, str]) -> None:
+    history = History(tmp_path / "source", 3)
+    registry = CatalogRegistry(history.pipeline.database)
+    entries = [AuditEntry(at_us=i, actor="ana", action="act", subject="s", client_ip="10.0.0.1") for i in range(4)]
+    for entry in entries[:3]:
+        registry.audit(entry)
+    export(history.installation(), tmp_path / "archive")
+    history.pipeline.close()
+    with opened() as installation:
+        bring_in(tmp_path / "archive", installation)
+        moved = CatalogRegistry(installation.database)
+        moved.audit(entries[3])
+        assert moved.audit_log(10) == entries[::-1]
+
+
+def test_texts_that_postgresql_cannot_hold_come_in_with_a_substitute(
+    tmp_path: Path, distributed: dict[str, str]
+) -> None:
+    with empty_pipeline(tmp_path / "source", ManualClock(START_US)) as pipeline:
+        body = b'{"sensor_id":"n","values":{"t":1},"status":"a\\u0000b","timestamp":"2026-02-17T00:00:00Z"}'
+        pipeline.acceptor.readings(body, SENDER)
+        equipment = Equipment(uuid=external_uuid("n"), name="c\x00d")
+        pipeline.inventory.describe([equipment], [])
+        pipeline.worker.round()
+        pipeline.worker.round()
+        export(installation_of(pipeline), tmp_path / "archive")
+    with opened() as installation:
+        bring_in(tmp_path / "archive", installation)
+        assert CatalogInventory(installation.database).equipment("n").name == "c\N{REPLACEMENT CHARACTER}d"
+        found = installation.store.read_raw([external_uuid("n/t")], 0, 2 * START_US, 10)
+        assert found["status"].to_pylist() == ["a\N{REPLACEMENT CHARACTER}b"]
 
 
 def test_distributed_stores_in_use_take_no_archive(tmp_path: Path, distributed: dict[str, str]) -> None:

@@ -6,6 +6,7 @@ import base64
 import binascii
 import math
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from itertools import islice
 from typing import Any
 
@@ -33,7 +34,7 @@ Row = dict[str, Any]
 def export_tables(database: Database, writer: ArchiveWriter, progress: Progress) -> None:
     """Write every table, all of one moment. Raises Conflict where an import into the catalog is unfinished."""
     tables = METADATA.sorted_tables
-    with database.write() as connection, progress("catalog", float(len(tables))) as report:
+    with _one_transaction(database) as connection, progress("catalog", float(len(tables))) as report:
         if not database.is_sqlite:
             connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
         if marked_archive(connection) is not None:
@@ -68,8 +69,7 @@ def import_tables(database: Database, archive: Archive, progress: Progress) -> N
     Raises Conflict where the catalog is in use, Corrupt where a file does not hold the rows of its table.
     """
     tables = METADATA.sorted_tables
-    clean = _unchanged if database.is_sqlite else _without_nul
-    with database.write() as connection, progress("catalog", float(len(tables))) as report:
+    with _one_transaction(database) as connection, progress("catalog", float(len(tables))) as report:
         _require_unused(connection)
         for table in reversed(tables):
             connection.execute(sa.delete(table))
@@ -77,7 +77,7 @@ def import_tables(database: Database, archive: Archive, progress: Progress) -> N
             file = archive.manifest.file(table_path(table.name))
             if file is None:
                 raise Corrupt(f"{archive.directory} is damaged: the table {table.name} is missing; export again")
-            rows = (clean(_row(table, row, file, archive)) for row in archive.lines(file))
+            rows = (_row(table, row, file, archive) for row in archive.lines(file))
             while portion := list(islice(rows, ARCHIVE_CATALOG_ROWS)):
                 connection.execute(sa.insert(table), portion)
             _require_rows(connection, table, file, archive)
@@ -91,6 +91,17 @@ def sensors_by_uuid(database: Database) -> list[str]:
     sensors = METADATA.tables["sensors"]
     with database.read() as connection:
         return list(connection.execute(sa.select(sensors.c.uuid).order_by(sensors.c.uuid)).scalars())
+
+
+@contextmanager
+def _one_transaction(database: Database) -> Iterator[sa.Connection]:
+    """A transaction that may take as long as all of the catalog takes."""
+    with database.write() as connection, ExitStack() as patient:
+        if not database.is_sqlite:
+            from sensorkeep.catalog.postgresql import patience  # a driver that SQLite does not need
+
+            patient.enter_context(patience(connection))
+        yield connection
 
 
 def _require_unused(connection: sa.Connection) -> None:
@@ -140,18 +151,6 @@ def _row(table: sa.Table, row: Row, file: ArchiveFile, archive: Archive) -> Row:
                 row[column.name] = base64.b64decode(value, validate=True)
             except (binascii.Error, TypeError, ValueError) as error:
                 raise archive.damaged(file, f"{column.name} is not base64") from error
-    return row
-
-
-def _unchanged(row: Row) -> Row:
-    return row
-
-
-def _without_nul(row: Row) -> Row:
-    """PostgreSQL's texts cannot hold a NUL; SQLite's can."""
-    for name, value in row.items():
-        if isinstance(value, str) and "\x00" in value:
-            row[name] = value.replace("\x00", "\N{REPLACEMENT CHARACTER}")
     return row
 
 
