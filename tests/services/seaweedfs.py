@@ -36,7 +36,8 @@ class SeaweedFS(Service):
         """Only what S3 needs, on loopback."""
         weed = Path(sysconfig.get_path("scripts")) / "weed"
         return [
-            str(weed), "mini", f"-dir={self.folder / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
+            str(weed), "-logtostderr=true", "mini",
+            f"-dir={self.folder / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
             f"-master.port={self._master}", f"-volume.port={self._volume}", f"-filer.port={self._filer}",
             f"-s3.port={self._s3}", "-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.autoCreateBucket=false",
             "-master.telemetry=false", "-admin.ui=false", "-webdav=false", "-volume.max=1000",
@@ -50,6 +51,14 @@ class SeaweedFS(Service):
     def is_ready(self) -> bool:
         """Whether S3 answers, and the filer can give out room for a file."""
         return self._status(self._s3, "/healthz") == 200 and self._status(self._master, "/dir/assign") == 200
+
+    def _end(self, kind: signal.Signals) -> None:
+        super()._end(kind)
+        # Killed, it leaves its sockets behind, whose place cannot be chosen.
+        for port in (self._master, self._volume, self._filer, self._s3):
+            for number in (port, port + 10_000):
+                for socket in Path("/tmp").glob(f"seaweedfs-*-{number}.sock"):
+                    socket.unlink(missing_ok=True)
 
     def _status(self, port: int, path: str) -> int:
         connection = HTTPConnection("127.0.0.1", port, timeout=2)

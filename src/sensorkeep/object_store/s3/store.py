@@ -67,18 +67,14 @@ class S3ObjectStore:
 
     def put(self, key: str, chunks: Iterable[bytes]) -> int:
         check_key(key)
-        source = iter(chunks)
-        beginning: list[bytes] = []
-        size = 0
-        while size < limits.S3_PART_BYTES and (chunk := next(source, None)) is not None:
-            beginning.append(chunk)
-            size += len(chunk)
-        if size < limits.S3_PART_BYTES:
+        parts = _parts(chunks)
+        first = next(parts)
+        if len(first) < limits.S3_PART_BYTES:
             with self._creating(key):
-                obstore.put(self._once, key, b"".join(beginning), mode="create")
-            return size
+                obstore.put(self._once, key, first, mode="create")
+            return len(first)
         temporary = f"{_TEMPORARY}/{uuid.uuid4().hex}"
-        size = self._upload(temporary, chain(beginning, source))
+        size = self._upload(temporary, chain([first], parts))
         try:
             with self._creating(key):
                 obstore.copy(self._once, temporary, key, overwrite=False)
@@ -121,15 +117,16 @@ class S3ObjectStore:
 
     # --- writing ---
 
-    def _upload(self, key: str, chunks: Iterable[bytes]) -> int:
-        """Upload the chunks, one part after the other, and return their size. Where it fails nothing remains."""
+    def _upload(self, key: str, parts: Iterable[bytearray]) -> int:
+        """Upload the parts, one on its way while the next is gathered, and return the size of all. Where it fails
+        nothing remains."""
         writer = obstore.open_writer(self._client, key, buffer_size=limits.S3_PART_BYTES, max_concurrency=1)
         size = 0
         try:
-            for chunk in chunks:
+            for part in parts:
                 with self._failures():
-                    writer.write(chunk)
-                size += len(chunk)
+                    writer.write(part)
+                size += len(part)
         except BaseException as error:
             with contextlib.suppress(*FAILURES):
                 writer.__exit__(type(error), error, error.__traceback__)  # gives the upload up
@@ -249,3 +246,18 @@ class S3ObjectStore:
             yield
         except FAILURES as error:
             raise unavailable(error, self._place) from error
+
+
+def _parts(chunks: Iterable[bytes]) -> Iterator[bytearray]:
+    """The chunks as parts of S3_PART_BYTES, and at their end a shorter one, which may be empty."""
+    part = bytearray()
+    for chunk in chunks:
+        rest = memoryview(chunk)
+        while len(part) + len(rest) >= limits.S3_PART_BYTES:
+            room = limits.S3_PART_BYTES - len(part)
+            part += rest[:room]
+            rest = rest[room:]
+            yield part
+            part = bytearray()
+        part += rest
+    yield part
