@@ -82,8 +82,8 @@ class GroupConsumer:
         self._room = threading.Condition(self._lock)
         self._committed = threading.Condition(self._lock)
         self._assignment = Assignment()
-        self._trouble: SensorkeepError | None = None
-        """Why nothing comes, where the brokers said so."""
+        self._trouble: Unavailable | None = None
+        """What the brokers said last that keeps messages from coming; told once."""
         self._failure: BaseException | None = None
         """What ended the polling thread."""
         self._commit_error: KafkaError | None = None
@@ -107,7 +107,8 @@ class GroupConsumer:
             if not taken and self._failure is not None:
                 raise SensorkeepError("the reader of the queue has ended; restart the process") from self._failure
             if not taken and self._trouble is not None:
-                raise self._trouble
+                trouble, self._trouble = self._trouble, None
+                raise trouble
             self._room.notify_all()
         return taken
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -85,7 +85,7 @@ class _Preparation:
             log.info("kafka_topic_kept", topic=self._topic.name, partitions=count, configured=self._topic.partitions)
         return self._check_settings()
 
-    def _look(self, wanted: Any) -> Mapping[str, TopicMetadata]:
+    def _look(self, wanted: Callable[[Mapping[str, TopicMetadata]], bool]) -> Mapping[str, TopicMetadata]:
         """The topics, once `wanted` says yes to them."""
         last: KafkaError | None = None
         while True:
