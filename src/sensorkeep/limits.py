@@ -248,6 +248,9 @@ PAYLOADS_DELETED_AT_ONCE = 1_000
 """Old payloads deleted by one request to the object store: S3's limit."""
 CLAIM_ATTEMPTS_MAX = 5
 """Tries before a claim that fails by itself goes to the dead letters."""
+CLAIM_DEATHS_MAX = 4
+"""Processes that may end in the middle of writing a batch before it goes to the dead letters: the first of them may
+have written others beside it, and a machine that is out of memory may end one for nothing."""
 HANDOFF_BYTES_MAX = 64 * MIB
 """Decoded batches kept in memory for the worker of the same process; the rest is decoded again from storage."""
 
@@ -352,6 +355,10 @@ CREDENTIAL_FAILURES_PER_MINUTE_PER_IP = 60
 """Refused keys and tokens; each costs a look-up in the catalog."""
 RATE_COUNTERS_MAX = 50_000
 """Rate limit counters kept; past it the oldest go. About 250 bytes each."""
+RATE_SHARED_SECONDS = 0.1
+"""How often a gateway tells the others of the requests it counted, and learns of theirs."""
+RATE_SHARED_AT_ONCE = 1_000
+"""Counters told by one call of Valkey."""
 WS_TICKETS_MAX = 10_000
 """Unused WebSocket tickets kept; past it the oldest go."""
 WS_CONNECTIONS_SETTABLE_MAX = 10_000

@@ -8,8 +8,9 @@ import threading
 import pytest
 from limits.storage import Storage
 
-from sensorkeep.auth import limiter as limiter_module
-from sensorkeep.auth.limiter import CounterStorage, RateLimiter, network_of
+from sensorkeep.auth import counters as counters_module
+from sensorkeep.auth.counters import CounterStorage
+from sensorkeep.auth.limiter import RateLimiter, network_of
 from sensorkeep.clock import ManualClock
 from sensorkeep.errors import RateLimited, Unavailable
 
@@ -95,7 +96,7 @@ def test_a_clock_that_is_set_back_locks_nobody_out() -> None:
 
 
 def test_counters_are_bounded_and_ended_windows_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limiter_module, "RATE_COUNTERS_MAX", 100)
+    monkeypatch.setattr(counters_module, "RATE_COUNTERS_MAX", 100)
     clock = ManualClock(NOW_US)
     storage = CounterStorage(clock)
     for number in range(1000):

@@ -87,8 +87,9 @@ class Authenticator:
     """Tells credentials. Thread-safe.
 
     What was found is remembered for CREDENTIAL_CACHE_SECONDS, and never past its expiry, under the SHA-256 of what
-    was presented; `forget` ends that at once. So a change made by another process is seen within that time, and the
-    catalog is asked twice a minute for a busy credential, not thousands of times.
+    was presented; `forget` ends that at once. So a change made by another process is seen within that time, or when
+    that process tells of it (`on_change`), and the catalog is asked twice a minute for a busy credential, not thousands
+    of times.
     """
 
     def __init__(
@@ -112,7 +113,8 @@ class Authenticator:
         self._known_keys: dict[bytes, tuple[Credential, float]] = {}
         # When keys were used that are not written down yet, by their id.
         self._used_us: dict[str, int] = {}
-        self._listeners: list[Callable[[str], None]] = []
+        self._on_forget: list[Callable[[str], None]] = []
+        self._on_change: list[Callable[[str], None]] = []
 
     def cached(self, authorization: Presented, api_key: Presented = None) -> Credential | None:
         """The credential where it is remembered, else None. Never blocks: for the event loop."""
@@ -140,20 +142,32 @@ class Authenticator:
         return self.cached(authorization, api_key) or self._look_up(authorization, api_key)
 
     def forget(self, credential_id: str) -> None:
-        """Stop believing what is remembered of this credential: it was changed or revoked."""
+        """Stop believing what is remembered of this credential, here and elsewhere: it was changed or revoked."""
+        self.forget_here(credential_id)
+        for listener in self._on_change:
+            listener(credential_id)
+
+    def forget_here(self, credential_id: str) -> None:
+        """The same for this process alone: another one has made the change, and told of it."""
         with self._lock:
             self._generation += 1
             for known in (self._known_bearers, self._known_keys):
                 for digest in [digest for digest, entry in known.items() if entry[0].id == credential_id]:
                     del known[digest]
-            listeners = list(self._listeners)
+            listeners = list(self._on_forget)
         for listener in listeners:
             listener(credential_id)
 
     def on_forget(self, listener: Callable[[str], None]) -> None:
-        """Call `listener` with the id of each credential that is changed or revoked in this process."""
+        """Call `listener` with the id of each credential that is changed or revoked, here or elsewhere. It must return
+        at once."""
         with self._lock:
-            self._listeners.append(listener)
+            self._on_forget.append(listener)
+
+    def on_change(self, listener: Callable[[str], None]) -> None:
+        """Call `listener` with the id of each credential that this process changes or revokes. It may block, and must
+        not raise."""
+        self._on_change.append(listener)
 
     def save_usage(self) -> None:
         """Write down when keys were last used. Blocking; to be called about once a minute and at the end.

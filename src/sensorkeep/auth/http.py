@@ -148,7 +148,8 @@ def _own_routes(auth: Auth, requires: Requires) -> APIRouter:
     async def ws_ticket(response: Response, credential: Credential = listener) -> schemas.Ticket:
         """A ticket that opens one WebSocket within 30 seconds, so that no key has to be put into a URL."""
         response.headers["Cache-Control"] = "no-store"
-        return schemas.Ticket(ticket=auth.tickets.issue(credential), expires_in=WS_TICKET_SECONDS)
+        ticket = await run_in_threadpool(auth.tickets.issue, credential)
+        return schemas.Ticket(ticket=ticket, expires_in=WS_TICKET_SECONDS)
 
     return router
 

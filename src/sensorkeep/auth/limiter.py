@@ -1,8 +1,7 @@
 """Rate limits: who may ask how often, and the header fields that say so.
 
-Fixed windows of a minute that begin with the first request, on the `limits` library; its own memory storage starts a
-thread per burst and cannot be bounded, so the counters of one process are kept here. Another storage of that library
-(`limits.storage.storage_from_string("redis://…", wrap_exceptions=True)`) shares them between processes.
+Fixed windows of a minute that begin with the first request, on the `limits` library, with counters of our own: those of
+one process (module counters), or of all gateways (module shared_counters).
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import functools
 import ipaddress
 import math
-import threading
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
@@ -19,16 +17,14 @@ from limits.errors import StorageError
 from limits.storage import Storage
 from limits.strategies import FixedWindowRateLimiter
 
+from sensorkeep.auth.counters import WINDOW_SECONDS, CounterStorage
 from sensorkeep.clock import MICROSECONDS, Clock
 from sensorkeep.errors import RateLimited, Unavailable
 from sensorkeep.limits import (
     CREDENTIAL_FAILURES_PER_MINUTE_PER_IP,
     LOGIN_FAILURES_PER_MINUTE_PER_IP,
     LOGIN_FAILURES_PER_MINUTE_PER_USERNAME,
-    RATE_COUNTERS_MAX,
 )
-
-WINDOW_SECONDS = 60
 
 Kind = Literal["request", "login-ip", "login-username", "credential-failure", "audit"]
 """What is counted, and the name of its policy: requests by credential id; failed logins by network and by username;
@@ -54,7 +50,8 @@ class RateState(NamedTuple):
 
 
 class RateLimiter:
-    """Counts and refuses. Thread-safe; never blocks with the counters in memory."""
+    """Counts and refuses. Thread-safe. Requests are counted without waiting for anybody; with shared counters the other
+    kinds block for a round trip."""
 
     def __init__(self, clock: Clock, requests_per_minute: int, storage: Storage | None = None) -> None:
         """`requests_per_minute`: by credential; 0 sets no limit (setting RATE_LIMIT_PER_MINUTE)."""
@@ -110,6 +107,11 @@ class RateLimiter:
         )
 
 
+def counted_on_the_event_loop(key: str) -> bool:
+    """Whether the counter `key` of a storage is hit where nobody may wait: that of requests."""
+    return key.startswith("request/")
+
+
 class _PerMinute(RateLimitItemPerMinute):
     """A limit whose keys are made in one step: the library's way takes a third of the time a hit may take."""
 
@@ -117,66 +119,6 @@ class _PerMinute(RateLimitItemPerMinute):
 
     def key_for(self, *identifiers: bytes | str | int | float) -> str:
         return f"{self.namespace}/{identifiers[0]!s}"
-
-
-class CounterStorage(Storage):
-    """The counters of one process, RATE_COUNTERS_MAX at most: past it the oldest window ends early."""
-
-    STORAGE_SCHEME = ["sensorkeep-memory"]  # noqa: RUF012 - the library's own form
-
-    def __init__(self, clock: Clock) -> None:
-        super().__init__()
-        self._clock = clock
-        self._lock = threading.Lock()
-        # key -> [count, end of the window in seconds since the epoch]; all windows are as long, so the first ends first
-        self._counters: dict[str, tuple[int, float]] = {}
-
-    @property
-    def base_exceptions(self) -> type[Exception] | tuple[type[Exception], ...]:
-        return ()
-
-    def incr(self, key: str, expiry: int, amount: int = 1) -> int:
-        now = self._clock.now_us() / MICROSECONDS
-        with self._lock:
-            count, ends = self._counters.get(key, (0, 0.0))
-            # The second comparison: a clock set back must not keep somebody out for hours.
-            if not now < ends <= now + expiry:
-                self._counters.pop(key, None)
-                self._make_room(now)
-                count, ends = 0, now + expiry
-            count = max(count + amount, 0)
-            self._counters[key] = (count, ends)
-        return count
-
-    def get(self, key: str) -> int:
-        count, ends = self._counters.get(key, (0, 0.0))
-        return count if self._clock.now_us() / MICROSECONDS < ends else 0
-
-    def get_expiry(self, key: str) -> float:
-        return self._counters.get(key, (0, 0.0))[1]
-
-    def check(self) -> bool:
-        return True
-
-    def reset(self) -> int | None:
-        with self._lock:
-            count = len(self._counters)
-            self._counters.clear()
-        return count
-
-    def clear(self, key: str) -> None:
-        with self._lock:
-            self._counters.pop(key, None)
-
-    def _make_room(self, now: float) -> None:
-        """Drop windows that are over, two at a time so that no hit pays for many, and the oldest where it is full."""
-        for _ in range(2):
-            oldest = next(iter(self._counters), None)
-            if oldest is None:
-                return
-            if len(self._counters) < RATE_COUNTERS_MAX and now < self._counters[oldest][1]:
-                return
-            del self._counters[oldest]
 
 
 @functools.lru_cache(maxsize=4096)

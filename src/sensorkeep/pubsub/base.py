@@ -14,6 +14,9 @@ SETTLED_CHANNEL = "settled"
 HURRY_CHANNEL = "hurry"
 """Somebody waits for a claim just published: the worker stops gathering. Empty messages."""
 
+AUTH_CHANNEL = "auth"
+"""A credential that was changed or revoked: its id (UTF-8). Other gateways stop believing what they remember of it."""
+
 
 class PubSub(Protocol):
     """Messages to whoever listens now; nothing is kept. Every method is thread-safe and returns at once.
