@@ -18,6 +18,7 @@ SERVICES = {
     "queue_url": "kafka://kafka:9092",
     "tsdb_url": "postgresql://user:secret@db:5432/sensorkeep",
     "catalog_url": "postgresql://user:secret@db:5432/sensorkeep",
+    "pubsub_url": "redis://cache:6379",
 }
 
 

@@ -81,7 +81,7 @@ class Application:
         for side in (self.worker, self.gateway):
             if side is not None:
                 side.close()
-        self.system.backends.close()
+        self.system.close()
 
     def asgi(self, access_log: Callable[[Access], None] | None = None) -> AsgiApp:
         """The ASGI application. Requests are served between its lifespan's startup and shutdown."""

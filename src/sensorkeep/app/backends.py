@@ -25,11 +25,12 @@ from sensorkeep.pubsub.memory import MemoryPubSub
 from sensorkeep.queue.base import ClaimQueue
 from sensorkeep.queue.sqlite import SqliteClaimQueue
 from sensorkeep.tsdb.base import TimeSeriesStore
+from sensorkeep.valkey import Valkey
 
 Role = Literal["serve", "gateway", "worker"]
 """What a process does: a gateway answers HTTP, a worker turns claims into rows, `serve` is both in one."""
 
-SHARED: tuple[Setting, ...] = ("object_store_url", "queue_url", "tsdb_url", "catalog_url")
+SHARED: tuple[Setting, ...] = ("object_store_url", "queue_url", "tsdb_url", "catalog_url", "pubsub_url")
 """What gateways and workers must share, so that none of it can be embedded in one of them."""
 
 
@@ -49,11 +50,14 @@ class Backends:
     store: TimeSeriesStore
     database: Database
     pubsub: PubSub
+    valkey: Valkey | None
+    """Where newest values, rate limits and tickets are shared; None where this process is alone."""
 
     def close(self) -> None:
         """Close them all. Idempotent."""
-        for part in (self.queue, self.store, self.object_store, self.pubsub, self.database):
-            part.close()
+        for part in (self.queue, self.store, self.object_store, self.pubsub, self.valkey, self.database):
+            if part is not None:
+                part.close()
         if self.data_dir is not None:
             self.data_dir.close()
 
@@ -64,7 +68,7 @@ def open_backends(config: Config, role: Role, clock: Clock) -> Backends:
         _refuse_embedded(config, role)
     with ExitStack() as opened:
         data_dir = None
-        if any(is_embedded(config, setting) for setting in SHARED):
+        if any(is_embedded(config, setting) for setting in SHARED if setting != "pubsub_url"):
             data_dir = DataDir(config.data_dir)
             opened.callback(data_dir.close)
         database = open_catalog(config)
@@ -74,11 +78,11 @@ def open_backends(config: Config, role: Role, clock: Clock) -> Backends:
         opened.callback(object_store.close)
         store = open_store(config, clock)
         opened.callback(store.close)
-        pubsub = _open_pubsub(config)
+        pubsub, valkey = _open_pubsub(config)
         opened.callback(pubsub.close)
         queue = open_queue(config, clock, consume=role != "gateway")
         opened.pop_all()
-    return Backends(data_dir, object_store, queue, store, database, pubsub)
+    return Backends(data_dir, object_store, queue, store, database, pubsub, valkey)
 
 
 def open_catalog(config: Config, schema: SchemaAction | None = None) -> Database:
@@ -156,13 +160,13 @@ def _kafka_security(config: Config) -> dict[str, str]:
     return settings
 
 
-def _open_pubsub(config: Config) -> PubSub:
+def _open_pubsub(config: Config) -> tuple[PubSub, Valkey | None]:
     if is_embedded(config, "pubsub_url"):
-        return MemoryPubSub()
+        return MemoryPubSub(), None
     from sensorkeep.pubsub.valkey import ValkeyPubSub
-    from sensorkeep.valkey import Valkey
 
-    return ValkeyPubSub(Valkey(config.pubsub_url, prefix=config.pubsub_prefix))
+    valkey = Valkey(config.pubsub_url, prefix=config.pubsub_prefix)
+    return ValkeyPubSub(valkey), valkey
 
 
 def _refuse_embedded(config: Config, role: Role) -> None:

@@ -9,6 +9,7 @@ from sensorkeep.app.system import System
 from sensorkeep.decode.handoff import Handoff
 from sensorkeep.errors import SensorkeepError
 from sensorkeep.web.health import Figures
+from sensorkeep.worker.attempts import AttemptKeeper
 from sensorkeep.worker.housekeeping import Housekeeper
 from sensorkeep.worker.load import Loader
 from sensorkeep.worker.loop import Worker, WorkerSettings
@@ -67,6 +68,7 @@ def _make_worker(system: System, handoff: Handoff) -> Worker:
         inventory=system.inventory,
         latest=system.latest,
         ledger=system.ledger,
+        attempts=AttemptKeeper(system.attempts),
         pubsub=backends.pubsub,
         clock=system.clock,
         metrics=system.metrics,
