@@ -159,7 +159,7 @@ KAFKA_PUBLISH_GRACE_SECONDS = 2.0
 """The client tells of a message that is given up at most this much later: it looks once a second."""
 KAFKA_LINGER_MS = 1
 """Messages wait this long for others. With 64 threads 0 took half the claims and a p99 of 150 ms, 5 cost all of them
-5 ms (decision 0009)."""
+5 ms (decision 0011)."""
 KAFKA_PUBLISH_KIB_MAX = 64 * 1024
 """KiB of claims that may wait for the brokers in one process; past it publishing fails at once."""
 KAFKA_START_SECONDS_MAX = 10.0

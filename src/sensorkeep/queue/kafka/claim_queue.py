@@ -2,7 +2,7 @@
 
 `publisher` sends claims; `consumer` is a worker's place in the group that shares the partitions, and `assignment` what
 it holds of them; `lag` measures how far the group is behind; `topic` makes the topics and frees them of what is done;
-`client` sets up the client. Decision 0009 has the reasons and the figures.
+`client` sets up the client. Decision 0011 has the reasons and the figures.
 """
 
 from __future__ import annotations

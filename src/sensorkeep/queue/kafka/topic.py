@@ -44,7 +44,7 @@ class Topic:
     replication_factor: int
 
     def settings(self) -> dict[str, str]:
-        """Its settings at the brokers; why: decision 0009."""
+        """Its settings at the brokers; why: decision 0011."""
         settings = {
             **_LOST_BY_RETENTION,
             "segment.bytes": str(KAFKA_SEGMENT_BYTES),
