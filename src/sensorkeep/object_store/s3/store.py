@@ -165,8 +165,8 @@ class S3ObjectStore:
         with contextlib.suppress(AlreadyExistsError):
             obstore.put(self._client, _CHECKED, b"\0", mode="create")
             raise BadConfig(
-                f"{self._place} overwrites an object although told not to: is SENSORKEEP_S3_ENDPOINT the address of an S3"
-                " service that knows If-None-Match?"
+                f"{self._place} overwrites an object although told not to: is SENSORKEEP_S3_ENDPOINT the address of an"
+                " S3 service that knows If-None-Match?"
             )
 
     # --- reading ---
