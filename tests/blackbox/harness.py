@@ -41,6 +41,8 @@ class Server:
         self.settings = {name.upper(): str(value) for name, value in settings.items()}
         self.log_path = data_dir.with_name(data_dir.name + ".log")
         self.greeting: list[str] = []
+        self.client: httpx.Client = None  # type: ignore[assignment]
+        self.anonymous: httpx.Client = None  # type: ignore[assignment]
         self.launcher: list[str] = []
         """What starts the program, where it must run in a place of its own; it keeps the process id."""
 
@@ -98,8 +100,9 @@ class Server:
         if self.process.poll() is None:
             self.process.send_signal(kind)
         code = self.process.wait(DEADLINE_SECONDS)
-        self.client.close()
-        self.anonymous.close()
+        for client in (self.client, self.anonymous):
+            if client is not None:  # it may never have answered
+                client.close()
         return code
 
     def kill(self) -> None:
