@@ -413,6 +413,8 @@ CATALOG_POSTGRES_CONNECTIONS_MAX = 16
 """Connections of one process to a catalog on PostgreSQL, which serves 100 by default; who needs one more waits."""
 CATALOG_CONNECT_SECONDS_MAX = 4
 """Longest wait for a connection."""
+CATALOG_PING_SECONDS = 1.0
+"""A connection that was not used for this long is asked whether it is still there."""
 CATALOG_LOCK_SECONDS_MAX = 5
 """Longest wait for a row that another transaction changes."""
 CATALOG_STATEMENT_SECONDS_MAX = 10

@@ -20,7 +20,7 @@ from sqlalchemy.pool import StaticPool
 
 from sensorkeep.breaker import Breaker
 from sensorkeep.catalog import migration
-from sensorkeep.catalog.prepared import ByRow, Prepared, Recordset
+from sensorkeep.catalog.prepared import ByRow, Prepared, insert_recordset
 from sensorkeep.clock import SystemClock
 from sensorkeep.errors import BadConfig, Conflict, Corrupt, Poisoned, SensorkeepError, Unavailable
 from sensorkeep.limits import (
@@ -117,6 +117,14 @@ class Database:
             with self._translated(), self.engine.connect() as connection:
                 yield connection
 
+    @contextmanager
+    def alone(self) -> Iterator[sa.Connection]:
+        """A connection of PostgreSQL on which each statement is a transaction of its own, and one message. Raises as
+        `write` does."""
+        assert not self.is_sqlite
+        with self._translated(), self.engine.connect() as connection:
+            yield connection
+
     def insert(self, table: sa.Table) -> sqlite.Insert:
         """An insert into the table with `on_conflict_do_update` and `on_conflict_do_nothing`."""
         if self.is_sqlite:
@@ -140,7 +148,7 @@ class Database:
         """Compile an insert of the columns `names`, the identity first, and of `constants`; `conflict` adds its
         ON CONFLICT."""
         if not self.is_sqlite:
-            return Recordset(table, self.dialect, names, constants, conflict)
+            return insert_recordset(table, self.dialect, names, conflict, constants)
         insert = sqlite.insert(table).values({name: sa.bindparam(name) for name in names} | dict(constants))
         return ByRow(conflict(insert), self.dialect, names)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
+from importlib import resources
 
 import msgspec
 import sqlalchemy as sa
@@ -17,6 +18,7 @@ from sensorkeep.catalog.base import (
     Settlement,
 )
 from sensorkeep.catalog.database import AnyRow, Database
+from sensorkeep.catalog.prepared import Recordset
 from sensorkeep.catalog.quarantine import QuarantineRows, list_quarantined
 from sensorkeep.catalog.schema import PENDING, SET_ASIDE, batches, ledger, replays
 from sensorkeep.catalog.settlement import Change, End, end_of_batch, end_of_replay
@@ -39,6 +41,8 @@ _TOTALS = Change._fields
 # Constant texts: these two are asked for by every query and every dashboard.
 _SELECT_TOTALS = f"SELECT {', '.join(_TOTALS)} FROM ledger WHERE id = 1"  # noqa: S608 - built from constants
 _SELECT_OLDEST = "SELECT min(oldest_us) FROM batches WHERE state = 'accepted'"
+
+_ENTER_ALONE = resources.files("sensorkeep.catalog").joinpath("postgresql_receive.sql").read_text("ascii")
 
 _SHOWN = (
     batches.c.batch_id, batches.c.state, batches.c.received_us, batches.c.stored_us, batches.c.readings,
@@ -79,6 +83,7 @@ class CatalogLedger:
             {"state": sa.literal_column("'accepted'")}
             | {name: sa.literal_column("0") for name in ("stored", "updated", "duplicate")},
         )
+        self._enter_alone = None if database.is_sqlite else Recordset(_ENTER_ALONE, _RECEIVED)
         ended = sa.update(batches).values(
             {name: sa.bindparam(f"new_{name}") for name in _ENDED}
             | {"pending": sa.literal_column("0"), "replay_id": sa.null()}
@@ -118,6 +123,10 @@ class CatalogLedger:
 
     def _enter_first(self, count: int) -> None:
         if not count:
+            return
+        if self._enter_alone is not None:
+            with self._database.alone() as connection:
+                self._enter_alone.run(connection, [_received_row(receipt) for receipt in self._receipts[:count]])
             return
         rows: list[_ReceivedRow] = []
 
@@ -170,6 +179,15 @@ class CatalogLedger:
             return _kept_claim(row), self._quarantine.positions(connection, batch_id)
 
         return self._database.transact(reopen)
+
+    def ended(self, batch_ids: Sequence[str]) -> set[str]:
+        has_ended = sa.or_(batches.c.state != "accepted", batches.c.replay_id.is_not(None))
+        found: set[str] = set()
+        with self._database.read() as connection:
+            for start in range(0, len(batch_ids), LEDGER_PORTION_ROWS):
+                mine = batches.c.batch_id.in_(batch_ids[start : start + LEDGER_PORTION_ROWS])
+                found.update(connection.execute(sa.select(batches.c.batch_id).where(mine, has_ended)).scalars())
+        return found
 
     def batch(self, batch_id: str) -> Batch:
         self._enter_held()

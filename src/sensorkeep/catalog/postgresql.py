@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,6 +11,7 @@ import psycopg
 import sqlalchemy as sa
 from psycopg.types.string import StrDumperUnknown
 from sqlalchemy import event
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from sensorkeep.limits import (
     CATALOG_ANSWER_SECONDS_MAX,
@@ -17,6 +19,7 @@ from sensorkeep.limits import (
     CATALOG_IDLE_TRANSACTION_SECONDS_MAX,
     CATALOG_LOCK_SECONDS_MAX,
     CATALOG_MIGRATION_SECONDS_MAX,
+    CATALOG_PING_SECONDS,
     CATALOG_POSTGRES_CONNECTIONS_KEPT,
     CATALOG_POSTGRES_CONNECTIONS_MAX,
     CATALOG_STATEMENT_SECONDS_MAX,
@@ -77,7 +80,6 @@ def make_engine(url: sa.URL) -> sa.Engine:
         pool_size=CATALOG_POSTGRES_CONNECTIONS_KEPT,
         max_overflow=CATALOG_POSTGRES_CONNECTIONS_MAX - CATALOG_POSTGRES_CONNECTIONS_KEPT,
         pool_timeout=CATALOG_CONNECT_SECONDS_MAX,
-        pool_pre_ping=True,
         pool_use_lifo=True,
         connect_args={
             "connect_timeout": CATALOG_CONNECT_SECONDS_MAX,
@@ -96,6 +98,20 @@ def make_engine(url: sa.URL) -> sa.Engine:
         connection = BoundedConnection.connect(*arguments, **parameters)
         connection.adapters.register_dumper(str, _TextDumper)
         return connection
+
+    @event.listens_for(engine, "checkin")
+    def note_use(_connection: object, record: ConnectionPoolEntry) -> None:
+        record.info["used_at"] = time.monotonic()
+
+    @event.listens_for(engine, "checkout")
+    def ping(connection: Any, record: ConnectionPoolEntry, _proxy: object) -> None:
+        # What was used a moment ago is not asked first: that would be half of what many a call costs.
+        if time.monotonic() - record.info.get("used_at", 0.0) < CATALOG_PING_SECONDS:
+            return
+        try:
+            engine.dialect.do_ping(connection)
+        except psycopg.Error as error:
+            raise sa.exc.DisconnectionError from error  # the pool takes another one
 
     @event.listens_for(engine, "begin")
     def begin(connection: sa.Connection) -> None:
