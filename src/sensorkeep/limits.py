@@ -205,21 +205,27 @@ POSTGRES_CONNECT_SECONDS_MAX = 4
 """Longest wait for a connection."""
 POSTGRES_LOCK_SECONDS_MAX = 20
 """Longest wait for a lock, and for the network to take what was sent."""
+POSTGRES_READ_SECONDS_MAX = 30
+"""Longest run of one statement of a read: a client waits for it."""
 POSTGRES_STATEMENT_SECONDS_MAX = 300
-"""Longest run of one statement: a day of a thousand sensors is rolled up in a few seconds."""
-POSTGRES_ATTEMPTS_MAX = 5
-"""Tries of a transaction that met another one."""
-POSTGRES_ROLL_HOURS_MAX = 48
-"""Hours rolled up in one transaction."""
-POSTGRES_DIRTY_HOURS_MAX = 20_000
-"""Changed hours rolled up again in one transaction."""
-POSTGRES_REFRESH_SECONDS = 300.0
-"""How often continuous aggregates are refreshed by the worker, where something changed: until then changed hours are
-computed from raw."""
+"""Longest run of any other statement: a day of a thousand sensors is aggregated in a few seconds."""
+POSTGRES_ATTEMPTS_MAX = 10
+"""Tries of a transaction that met another one. Each time another one was done, so many workers need some."""
+POSTGRES_DAYS_AT_ONCE_MAX = 100
+"""Days of readings touched by one transaction: each costs two or three locks of the server, which has room for 64 for
+each connection it allows."""
+POSTGRES_MAINTAIN_SECONDS = 1.0
+"""A call of `maintain` begins no further step after this: the worker that called it does not write meanwhile."""
+POSTGRES_STEP_SECONDS = 0.3
+"""How long one step of maintenance is meant to take; the next one takes more or fewer sensors or hours accordingly."""
+POSTGRES_SEAL_LOCK_SECONDS_MAX = 0.5
+"""Sealing a day waits this long for the reads and writes in flight, and new ones wait behind it; then it gives up until
+the next time."""
+POSTGRES_REFRESH_SECONDS = 7200.0
+"""A day with changed hours is refreshed in TimescaleDB's aggregates this often: that computes all its sensors anew. Until
+then reads compute the changed hours from raw."""
 POSTGRES_BATCHES_PRUNED_MAX = 10_000
 """Batch ids forgotten at once."""
-POSTGRES_POLICY_DAYS_MAX = 7
-"""How far back the refresh policies of TimescaleDB reach; the worker refreshes what is older and changed."""
 
 # --- worker -------------------------------------------------------------------------------------------------------
 GATHER_READINGS_MAX = 200_000

@@ -54,6 +54,9 @@ class Write:
 
     batch_id: str
     batch: DecodedBatch
+    accepted_us: int = 0
+    """When it was accepted. Where several processes write at once, batches may come to be written in another order than
+    they were accepted in; a store that many share goes by this."""
 
 
 class Settled(NamedTuple):
@@ -90,7 +93,8 @@ class TimeSeriesStore(Protocol):
         their batches are not in the answer. A batch id that was settled before changes nothing and is answered with
         its first counts; one whose readings are still staged changes nothing and is left out.
         Same identity with another content (value, status, metadata): the later one wins and counts as updated; with
-        the same content it counts as duplicate. Raises with nothing written.
+        the same content, or accepted before what is stored, it counts as duplicate. Raises with nothing written, or
+        with part of it that is not counted again when the batches are written once more.
         """
         ...
 

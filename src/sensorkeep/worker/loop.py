@@ -200,7 +200,9 @@ class Worker:
         try:
             self._describe([batch for _, batch in loaded])
             with self._metrics.write_seconds.time():
-                settled = self._store.write([Write(d.claim.batch_id, batch) for d, batch in loaded])
+                settled = self._store.write(
+                    [Write(d.claim.batch_id, batch, d.claim.received_us) for d, batch in loaded]
+                )
         except Unavailable:
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, one bad batch must not hold up the others

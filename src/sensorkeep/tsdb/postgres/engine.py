@@ -3,25 +3,44 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import psycopg
 import sqlalchemy as sa
 from psycopg import Connection, errors
+from psycopg.pq import TransactionStatus
 
-from sensorkeep.errors import BadConfig, Conflict, Corrupt, Poisoned, SensorkeepError, Unavailable
+from sensorkeep.errors import BadConfig, Conflict, Corrupt, Poisoned, Unavailable
 from sensorkeep.limits import (
     POSTGRES_ATTEMPTS_MAX,
     POSTGRES_CONNECT_SECONDS_MAX,
     POSTGRES_CONNECTIONS_KEPT,
     POSTGRES_CONNECTIONS_MAX,
     POSTGRES_LOCK_SECONDS_MAX,
+    POSTGRES_READ_SECONDS_MAX,
     POSTGRES_STATEMENT_SECONDS_MAX,
 )
+from sensorkeep.tsdb.postgres.times import register
 
 Session = Connection[Any]
 Result = TypeVar("Result")
+
+_SETTINGS = {
+    "TimeZone": "UTC",
+    "search_path": "telemetry,public",
+    # What is planned is short; compiling it takes longer than running it.
+    "jit": "off",
+    # Plans know their bounds in time then, and so which partitions they need.
+    "plan_cache_mode": "force_custom_plan",
+    "synchronous_commit": "on",
+    "lock_timeout": f"{POSTGRES_LOCK_SECONDS_MAX}s",
+    "statement_timeout": f"{POSTGRES_STATEMENT_SECONDS_MAX}s",
+    # A process that vanished in the middle must not keep its locks.
+    "idle_in_transaction_session_timeout": f"{POSTGRES_STATEMENT_SECONDS_MAX}s",
+    "client_min_messages": "warning",
+}
 
 
 class Retry(Exception):
@@ -36,9 +55,12 @@ class Engine:
         try:
             psycopg.conninfo.conninfo_to_dict(url)
         except psycopg.ProgrammingError:
+            # Its message would repeat what it could not read, and that may hold the password.
             raise BadConfig("SENSORKEEP_TSDB_URL is not a URL such as postgresql://user@host/database") from None
         self._url = url
         self._closed = False
+        self._lock = threading.Lock()
+        self._losses = 0
         self._pool = sa.create_engine(
             "postgresql+psycopg://",
             creator=self._connect,
@@ -48,6 +70,12 @@ class Engine:
             pool_pre_ping=True,
             pool_use_lifo=True,
         )
+
+    @property
+    def losses(self) -> int:
+        """How many connections were lost so far: after one, it may be another server that answers, or the same one
+        restored from a backup, so that nothing remembered of it is to be believed."""
+        return self._losses
 
     def run(self, work: Callable[[Session], Result]) -> Result:
         """Do `work` in one transaction, durable when it returns; again where it met somebody else's (bounded).
@@ -65,29 +93,42 @@ class Engine:
                 attempt += 1
 
     @contextlib.contextmanager
-    def snapshot(self) -> Iterator[Session]:
-        """A transaction to read with, all of one moment."""
+    def snapshot(self, first: str | None = None) -> Iterator[Session]:
+        """A transaction to read with, all of one moment: that after the statement `first`, which takes none itself."""
         with self.session() as session, session.transaction():
-            session.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+            # Sent as one: each statement by itself would be a round trip.
+            session.execute(
+                "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY;"
+                f"SET LOCAL statement_timeout = '{POSTGRES_READ_SECONDS_MAX}s';{first or ''}",
+                prepare=False,
+            )
             yield session
 
     @contextlib.contextmanager
-    def session(self, *, autocommit: bool = False) -> Iterator[Session]:
-        """A connection; its errors are translated, but for those that `run` tries again."""
+    def session(self) -> Iterator[Session]:
+        """A connection; its errors are translated, but for those that `run` tries again.
+
+        Every statement is a transaction of its own unless the block begins one.
+        """
         if self._closed:
             raise Unavailable("the time series store is closed")
         with translated():
             pooled = self._pool.raw_connection()
             session: Session = pooled.driver_connection  # type: ignore[assignment]
             try:
-                session.autocommit = True  # transactions begin where the code says so
                 yield session
+            except errors.ReadOnlySqlTransaction:
+                # The server became a standby; the next connection may find the one that took its place.
+                pooled.invalidate()
+                self._count_loss()
+                raise
             except BaseException:
                 if session.closed:
                     pooled.invalidate()
+                    self._count_loss()
                 raise
             finally:
-                if not session.closed and session.info.transaction_status != psycopg.pq.TransactionStatus.IDLE:
+                if not session.closed and session.info.transaction_status != TransactionStatus.IDLE:
                     pooled.invalidate()
                 pooled.close()
 
@@ -97,15 +138,25 @@ class Engine:
         self._pool.dispose()
 
     def _connect(self) -> Session:
-        return psycopg.connect(
-            self._url,
-            autocommit=True,
-            connect_timeout=POSTGRES_CONNECT_SECONDS_MAX,
-            tcp_user_timeout=1000 * POSTGRES_LOCK_SECONDS_MAX,
-            application_name="sensorkeep",
-            options=f"-c TimeZone=UTC -c search_path=telemetry,public -c lock_timeout={POSTGRES_LOCK_SECONDS_MAX}s"
-            f" -c statement_timeout={POSTGRES_STATEMENT_SECONDS_MAX}s -c client_min_messages=warning -c jit=off",
-        )
+        try:
+            session = psycopg.connect(
+                self._url,
+                autocommit=True,
+                connect_timeout=POSTGRES_CONNECT_SECONDS_MAX,
+                tcp_user_timeout=1000 * POSTGRES_LOCK_SECONDS_MAX,
+                keepalives_idle=POSTGRES_LOCK_SECONDS_MAX,
+                application_name="sensorkeep",
+                options=" ".join(f"-c {name}={value}" for name, value in _SETTINGS.items()),
+            )
+        except psycopg.Error:
+            self._count_loss()
+            raise
+        register(session)
+        return session
+
+    def _count_loss(self) -> None:
+        with self._lock:
+            self._losses += 1
 
 
 @contextlib.contextmanager
@@ -116,21 +167,40 @@ def translated() -> Iterator[None]:
     except (errors.SerializationFailure, errors.DeadlockDetected):
         raise
     except (psycopg.Error, sa.exc.SQLAlchemyError) as error:
-        raise meaning(error) from error
+        told = meaning(error)
+        if told is error:
+            raise
+        raise told from error
 
 
-def meaning(error: Exception) -> SensorkeepError:
-    """What an error of the driver means to the caller. The message leaves out the statement and its parameters."""
+# Mistakes of ours, that trying again cannot mend.
+_OURS = (errors.SyntaxError, errors.UndefinedFunction, errors.DatatypeMismatch, errors.UndefinedParameter)
+# The tables are not those that this version knows.
+_SCHEMA = (errors.UndefinedTable, errors.UndefinedColumn, errors.InvalidSchemaName)
+
+
+def meaning(error: Exception) -> Exception:
+    """What an error of the driver means to the caller; `error` itself where it can only be a mistake of ours.
+
+    The message leaves out the statement and its parameters.
+    """
     original = getattr(error, "orig", None) or error
     state = getattr(original, "sqlstate", None)
     said = str(getattr(getattr(original, "diag", None), "message_primary", None) or original).strip()
     detail = f"the time series store failed: {said}"
     if isinstance(original, errors.DiskFull):
-        return Unavailable(detail, code="disk_full")
+        return Unavailable(detail, code="disk_full", retry_after_seconds=30)
     if state in ("XX001", "XX002"):
         return Corrupt(f"the time series store is damaged ({said}): restore it from a backup")
     if isinstance(original, errors.InsufficientPrivilege):
-        return BadConfig(f"the user of SENSORKEEP_TSDB_URL lacks a privilege: {said}")
+        return Unavailable(f"the user of SENSORKEEP_TSDB_URL lacks a privilege: {said}", code="dependency_down")
+    if isinstance(original, _SCHEMA):
+        return Unavailable(
+            f"the time series store has not the tables of this version ({said}); run: sensorkeep migrate upgrade",
+            code="dependency_down",
+        )
+    if isinstance(original, _OURS):
+        return error
     if isinstance(original, psycopg.DataError):
         return Poisoned(f"the time series store cannot hold a value: {said}")
     if isinstance(original, psycopg.IntegrityError):

@@ -3,30 +3,40 @@
 from __future__ import annotations
 
 import psycopg
+from psycopg import errors
 
 from sensorkeep import rollup
-from sensorkeep.errors import BadConfig
-from sensorkeep.limits import POSTGRES_POLICY_DAYS_MAX
+from sensorkeep.errors import BadConfig, SensorkeepError
 from sensorkeep.tsdb.postgres.engine import Engine, Session
 from sensorkeep.tsdb.postgres.statements import statement
+from sensorkeep.tsdb.sealed import DAY_GRID_INDEXES
 
-HEAD = "0001"
+REVISIONS: dict[str, tuple[str, ...]] = {
+    "0001": ("r0001", "r0001_{kind}", "r0001_views"),
+}
+"""Every revision, in order, with its statements in postgres_schema.sql; {kind}: plain or timescale."""
+
+HEAD = list(REVISIONS)[-1]
 """The newest revision."""
 
 _VERSION_MIN = 150_000
 """PostgreSQL 15."""
+_TIMESCALE_MIN = (2, 19)
+"""Older ones cannot refresh an aggregate by force."""
 _LOCK = "SELECT pg_advisory_lock(7363282, 4)"
 _UNLOCK = "SELECT pg_advisory_unlock(7363282, 4)"
 _EXTENSION = """
-SELECT nspname FROM pg_extension JOIN pg_namespace ON pg_namespace.oid = extnamespace WHERE extname = 'timescaledb'
+SELECT nspname, extversion FROM pg_extension JOIN pg_namespace ON pg_namespace.oid = extnamespace
+WHERE extname = 'timescaledb'
 """
 
 
 def upgrade(url: str, raw_retention_days: int) -> None:
     """Bring the tables to this version. Idempotent; two at a time wait for each other.
 
-    Where TimescaleDB can be had, a new store is made on it: `raw_retention_days` (0: for ever) bounds how far back
-    its own refresh reaches. A store stays on what it was made on. Raises BadConfig, Unavailable.
+    Where TimescaleDB can be had, a new store is made on it; a store stays on what it was made on. Raises BadConfig
+    (also where `raw_retention_days`, 0 for ever, is less than the extension's own refresh reaches back) and
+    Unavailable.
     """
     engine = Engine(url)
     try:
@@ -35,12 +45,13 @@ def upgrade(url: str, raw_retention_days: int) -> None:
                 raise BadConfig("SENSORKEEP_TSDB_URL: PostgreSQL 15 or newer is needed")
             session.execute(_LOCK)
             try:
-                if _revision(session) is None:
-                    _create(session, raw_retention_days)
+                _upgrade(session)
             finally:
                 if not session.closed:
                     session.execute(_UNLOCK)
-        require_head(engine)
+        require_head(engine, raw_retention_days)
+    except SensorkeepError as error:
+        raise _at_start(error) from error
     finally:
         engine.close()
 
@@ -51,29 +62,65 @@ def status(url: str) -> tuple[str | None, str]:
     try:
         with engine.session() as session:
             return _revision(session), HEAD
+    except SensorkeepError as error:
+        raise _at_start(error) from error
     finally:
         engine.close()
 
 
-def require_head(engine: Engine) -> str | None:
-    """The schema that TimescaleDB lives in, None where the store is without it.
+def require_head(engine: Engine, raw_retention_days: int) -> str | None:
+    """The schema that TimescaleDB is in, None where the store is without it.
 
-    Raises BadConfig where the tables are not at this version, or the extension that they were made with is gone.
+    Raises BadConfig where the tables are not at this version, the extension that they were made with is gone, or its
+    policies reach back to where raw may be gone; Unavailable where the server cannot be reached.
     """
-    with engine.session() as session:
-        found = _revision(session)
-        if found != HEAD:
-            raise BadConfig(
-                f"the time series store's schema is at {found or 'nothing'}, this version needs {HEAD}; run:"
-                " sensorkeep migrate upgrade"
-            )
-        ((timescale,),) = session.execute("SELECT timescale FROM telemetry.marks").fetchall()
-        if not timescale:
-            return None
-        extension = _extension(session)
-        if extension is None:
-            raise BadConfig("the time series store was made on TimescaleDB, which is no longer in its database")
-        return extension
+    try:
+        with engine.session() as session:
+            found = _revision(session)
+            if found != HEAD:
+                raise BadConfig(
+                    f"the time series store's schema is at {found or 'nothing'}, this version needs {HEAD}; run:"
+                    " sensorkeep migrate upgrade"
+                )
+            ((timescale,),) = session.execute("SELECT timescale FROM telemetry.marks").fetchall()
+            if not timescale:
+                return None
+            extension = _extension(session)
+            if extension is None:
+                raise BadConfig("the time series store was made on TimescaleDB, which is no longer in its database")
+            _require_short_windows(session, raw_retention_days)
+            return extension[0]
+    except SensorkeepError as error:
+        raise _at_start(error) from error
+
+
+def _at_start(error: SensorkeepError) -> SensorkeepError:
+    """What an error means before anything runs: what a setting has wrong is BadConfig."""
+    cause = error.__cause__
+    cause = getattr(cause, "orig", None) or cause
+    if isinstance(cause, errors.InsufficientPrivilege):
+        return BadConfig(
+            f"the user of SENSORKEEP_TSDB_URL may not do what is needed ({_said(cause)}): it must own the schema"
+            " telemetry, or be allowed to create it in the database"
+        )
+    if isinstance(cause, errors.InvalidAuthorizationSpecification | errors.InvalidCatalogName) or (
+        # While a connection is made, the driver has no class of its own for what the server says.
+        isinstance(cause, psycopg.OperationalError) and cause.sqlstate is None and _is_refused(cause)
+    ):
+        return BadConfig(f"SENSORKEEP_TSDB_URL: the server refuses the connection: {_said(cause)}")
+    return error
+
+
+def _is_refused(error: psycopg.Error) -> bool:
+    said = str(error)
+    return "FATAL:" in said and any(
+        words in said for words in ("authentication failed", "does not exist", "no pg_hba.conf entry", "not permitted")
+    )
+
+
+def _said(error: BaseException) -> str:
+    primary = getattr(getattr(error, "diag", None), "message_primary", None)
+    return str(primary or error).strip()
 
 
 def _revision(session: Session) -> str | None:
@@ -84,32 +131,54 @@ def _revision(session: Session) -> str | None:
     return str(revision)
 
 
-def _create(session: Session, raw_retention_days: int) -> None:
-    extension = _offered_extension(session)
-    with session.transaction():
-        session.execute(statement("r0001"))
-        if extension is None:
-            session.execute(statement("readings_plain"))
-        else:
-            _create_on_timescale(session, extension, raw_retention_days)
-        made = (HEAD, extension is not None)
-        session.execute("INSERT INTO telemetry.marks (revision, timescale) VALUES (%s, %s)", made)
+def _upgrade(session: Session) -> None:
+    found = _revision(session)
+    if found is not None and found not in REVISIONS:
+        raise BadConfig(f"the time series store's schema is at {found}, which this version does not know: it is newer")
+    if found is None:
+        extension = _offered_extension(session)
+    else:
+        ((timescale,),) = session.execute("SELECT timescale FROM telemetry.marks").fetchall()
+        extension = _extension(session) if timescale else None
+    known = list(REVISIONS)
+    for revision in known[known.index(found) + 1 if found else 0 :]:
+        with session.transaction():
+            _apply(session, revision, None if extension is None else extension[0])
 
 
-def _create_on_timescale(session: Session, extension: str, raw_retention_days: int) -> None:
-    session.execute(statement("readings_timescale", schema=extension))
-    grid = "ARRAY[" + ", ".join(repr(probability) for probability in rollup.DAY_PROBABILITIES) + "]"
-    session.execute(statement("hourly_aggregate", schema=extension))
-    session.execute(statement("daily_aggregate", schema=extension, grid=grid))
-    kept_days = raw_retention_days or POSTGRES_POLICY_DAYS_MAX + 1
-    # Three days at least: a policy of whole days needs two, and leaves the present one out.
-    start_days = max(3, min(POSTGRES_POLICY_DAYS_MAX, kept_days - 1))
-    session.execute(statement("policies", schema=extension, start=str(start_days)))
+def _apply(session: Session, revision: str, extension: str | None) -> None:
+    """Bring the tables from the revision before to this one, within the caller's transaction."""
+    kind = "plain" if extension is None else "timescale"
+    for name in REVISIONS[revision]:
+        text = statement(name.format(kind=kind))
+        session.execute(_filled(text, extension) if extension is not None else text, prepare=False)
+    session.execute(
+        "INSERT INTO telemetry.marks (revision, timescale) VALUES (%s, %s)"
+        " ON CONFLICT (one) DO UPDATE SET revision = excluded.revision",
+        (revision, extension is not None),
+    )
 
 
-def _offered_extension(session: Session) -> str | None:
-    """The schema of TimescaleDB, made where it is installed and this user may; None where it cannot be had, or comes
-    without the parts under its own licence, which aggregates need."""
+def _filled(text: str, extension: str) -> str:
+    """The statements with what they leave open: where the extension is, and the probabilities of percentiles."""
+    filled = {
+        "extension": extension,
+        "hour": _array(rollup.PERCENTILES),
+        "day": _array(rollup.DAY_PROBABILITIES),
+        **{name: str(index) for name, index in DAY_GRID_INDEXES.items()},
+    }
+    for name, value in filled.items():
+        text = text.replace("{" + name + "}", value)
+    return text
+
+
+def _array(numbers: tuple[float, ...]) -> str:
+    return "ARRAY[" + ", ".join(repr(number) for number in numbers) + "]"
+
+
+def _offered_extension(session: Session) -> tuple[str, str] | None:
+    """The schema and version of TimescaleDB, made where it is installed and this user may; None where it cannot be had,
+    is too old, or comes without the parts under its own licence, which aggregates and compression need."""
     if _extension(session) is None:
         # Where the server has not loaded its library, creating it would end the connection.
         if not _setting(session, "timescaledb.disable_load"):
@@ -118,14 +187,33 @@ def _offered_extension(session: Session) -> str | None:
             session.execute("CREATE EXTENSION IF NOT EXISTS timescaledb")
         except (psycopg.ProgrammingError, psycopg.NotSupportedError):
             return None
-    return _extension(session) if _setting(session, "timescaledb.license") == "timescale" else None
+    found = _extension(session)
+    if found is None or _setting(session, "timescaledb.license") != "timescale":
+        return None
+    version = tuple(int(part) for part in found[1].split("-")[0].split(".")[:2])
+    return found if version >= _TIMESCALE_MIN else None
 
 
-def _extension(session: Session) -> str | None:
+def _extension(session: Session) -> tuple[str, str] | None:
     found = session.execute(_EXTENSION).fetchall()
-    return str(found[0][0]) if found else None
+    return (str(found[0][0]), str(found[0][1])) if found else None
 
 
 def _setting(session: Session, name: str) -> str | None:
     ((value,),) = session.execute("SELECT current_setting(%s, true)", (name,)).fetchall()
     return None if value is None else str(value)
+
+
+def _require_short_windows(session: Session, raw_retention_days: int) -> None:
+    """Refuse policies that refresh what raw may be gone of. (Of a sealed day the rollups are kept elsewhere, so that
+    even such a refresh would not erase any; but it could only do harm.)"""
+    if raw_retention_days == 0:
+        return
+    for name, days in session.execute(statement("refresh_windows")).fetchall():
+        # A day goes when all of it is past the retention.
+        if days is None or days > raw_retention_days + 1:
+            reach = "to the beginning" if days is None else f"{days:g} days back"
+            raise BadConfig(
+                f"the refresh policy of telemetry.{name} reaches {reach}, but SENSORKEEP_RAW_RETENTION_DAYS is"
+                f" {raw_retention_days}: shorten its start_offset with alter_job, or keep raw longer"
+            )

@@ -1,282 +1,247 @@
-"""Reads: raw readings and buckets, each from one snapshot of the database.
+"""Reads: raw readings and buckets, each from one moment of the database.
 
-Stored buckets answer for what is rolled up: those of the tables hourly and daily, and with TimescaleDB, for days that
-have their raw, those of the continuous aggregates. Buckets that are not rolled up, or that are marked as changed, are
-computed from raw in the same snapshot; so an answer is exact whenever the aggregates were refreshed last.
+Stored buckets answer for what is rolled up: those of the days that have their raw (tables, or TimescaleDB's continuous
+aggregates) and those of sealed days. Buckets that are not rolled up, or that are marked as changed, are computed from
+raw by the database at the same moment; so an answer is exact whenever the aggregates were refreshed last.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, LiteralString, NamedTuple
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any, LiteralString
 
 import numpy as np
 import pyarrow as pa
 
 from sensorkeep import rollup
 from sensorkeep.clock import DAY_US, HOUR_US
-from sensorkeep.tsdb.aggregating import Points, bucket_columns, summary_columns
+from sensorkeep.limits import POSTGRES_DAYS_AT_ONCE_MAX
 from sensorkeep.tsdb.base import Period
-from sensorkeep.tsdb.postgres.copying import Columns, fetch
+from sensorkeep.tsdb.postgres import columns
+from sensorkeep.tsdb.postgres.columns import Columns, as_table, fetch, nullable
 from sensorkeep.tsdb.postgres.engine import Session
 from sensorkeep.tsdb.postgres.statements import statement
-from sensorkeep.tsdb.postgres.times import moment
-from sensorkeep.tsdb.readings import Integers, integers
+from sensorkeep.tsdb.postgres.times import day_number, moment
+from sensorkeep.tsdb.readings import Integers
 from sensorkeep.tsdb.sealed import DAY_GRID_INDEXES
-from sensorkeep.tsdb.shapes import BUCKET_SCHEMA, GRID_SCHEMA, RAW_SCHEMA, SUMMARY_SCHEMA, as_table
+from sensorkeep.tsdb.shapes import BUCKET_SCHEMA, GRID_SCHEMA, RAW_SCHEMA, SUMMARY_SCHEMA
 
 PERIOD_US: dict[Period, int] = {"hour": HOUR_US, "day": DAY_US}
-GRID = {"grid": list(rollup.DAY_PROBABILITIES)}
-_ROWS_MAX = 2**40
-_DOUBLES = ("sum", "min", "max", "m2", "median", "p95", "p99")
+
+PERCENTILES: dict[str, Any] = {
+    "hour": list(rollup.PERCENTILES), "day": list(rollup.DAY_PROBABILITIES), **DAY_GRID_INDEXES
+}  # fmt: skip
+"""Parameters of the aggregates."""
+
+_MOMENTS = statement("moment_columns")
+_COLUMNS = {period: statement(f"{period}_columns", moments=_MOMENTS) for period in PERIOD_US}
 _BUCKET = {
     "series": "int32", "time": "time", "count": "int64", "sum": "float64", "min": "float64", "max": "float64",
     "m2": "float64", "active_minutes": "int32", "median": "float64", "p95": "float64", "p99": "float64",
-    "approximate": "bool", "extreme": "bool",
+    "approximate": "bool",
 }  # fmt: skip
+_BUCKET_WITH_GRID = _BUCKET | {"grid": "grid"}
 _SUMMARY = {
     "series": "int32", "count": "int64", "sum": "float64", "min": "float64", "max": "float64", "m2": "float64",
     "active_minutes": "int32", "active_periods": "int32", "median": "float64", "p95": "float64", "p99": "float64",
-    "extreme": "bool",
+    "approximate": "bool",
 }  # fmt: skip
-_POINTS = {"series": "int32", "time": "time", "value": "float64"}
+_RAW = {
+    "place": "int32", "time": "time", "value": "float64", "status": "text", "battery": "float32", "rssi": "int16",
+    "lqi": "int16", "battery_voltage": "float32",
+}  # fmt: skip
+_ROWS_MAX = 2**40
+_BUCKETS_MIN = 64
+"""Buckets of one sensor looked for at once, at least."""
+_NOTHING_US = -(2**62)
 
 
-class Span(NamedTuple):
-    """A range of time whose buckets are computed from raw."""
-
-    start_us: int
-    end_us: int
+def aggregate(period: Period, source: str) -> LiteralString:
+    """The buckets of the readings that the statement `source` selects."""
+    return statement(f"{period}_aggregate", columns=_COLUMNS[period], source=statement(source))
 
 
 class Snapshot:
-    """One moment of the store, seen for some sensors (by their series numbers) over [start, end)."""
+    """One moment of the store, seen for some sensors (their series numbers, by place) over [start, end)."""
 
-    def __init__(
-        self, session: Session, series: Sequence[int | None], start_us: int, end_us: int, *, timescale: bool
-    ) -> None:
+    def __init__(self, session: Session, series: Sequence[int | None], start_us: int, end_us: int) -> None:
         """`session` is in a transaction that sees one moment. A sensor without a number has no readings."""
         self._session = session
-        self._timescale = timescale
         places: dict[int, int] = {}
         for place, number in enumerate(series):
             if number is not None:
                 places.setdefault(number, place)
         self._series = list(places)
-        order = np.argsort(self._series)
-        self._known = np.asarray(self._series, np.int64)[order]
-        self._places: Integers = np.asarray(list(places.values()), np.int64)[order]
-        last = max(start_us, end_us - 1)
-        bounds = {"first": _day(start_us), "last": _day(last)}
-        ((rolled_us, open_days, sealed_days),) = session.execute(statement("view"), bounds).fetchall()
-        self._rolled_us: int | None = rolled_us
+        """In the order of their places."""
+        self._places: Integers = np.fromiter(places.values(), np.int64, len(places))
+        by_number = np.argsort(self._series)
+        self._numbers = np.asarray(self._series, np.int64)[by_number]
+        self._places_by_number = self._places[by_number]
+        bounds = {"first": day_number(start_us), "last": day_number(max(start_us, end_us - 1))}
+        ((rolled_us, open_days, reaches_sealed, first_day, last_day),) = session.execute(
+            statement("view"), bounds
+        ).fetchall()
+        self._rolled_us: int = _NOTHING_US if rolled_us is None else rolled_us
         self._open_days: list[int] = open_days or []
-        self._sealed_days: list[int] = sealed_days or []
-        self.reaches_sealed = bool(self._sealed_days)
+        self._few_days = len(self._open_days) <= POSTGRES_DAYS_AT_ONCE_MAX
+        self.reaches_sealed: bool = reaches_sealed
         """Whether the range holds readings whose raw is gone."""
+        self._start_us: int = DAY_US * (first_day or 0)
+        self._end_us: int = 0 if last_day is None else DAY_US * (last_day + 1)
 
     def raw(self, start_us: int, end_us: int, limit: int, after_sensor: int = -1) -> pa.Table:
         """Readings by (time, sensor); at `start_us` itself only those of sensors after `after_sensor`."""
-        place = int((np.sort(self._places) <= after_sensor).sum()) - 1
-        rows: list[tuple[Any, ...]] = []
-        for span in self._raw_spans(start_us, end_us):
-            if len(rows) >= limit or not self._series:
+        after = {"after": moment(start_us), "place": int((self._places <= after_sensor).sum())}
+        parts: list[Columns] = []
+        for first_us, until_us in self._raw_spans(start_us, end_us, growing=True):
+            with self._locks_released():
+                bounds = self._bounds(first_us, until_us) | after | {"limit": limit}
+                found = fetch(self._session, statement("first_readings"), bounds, _RAW)
+            parts.append(columns.ordered(found, np.lexsort((found["place"], found["time"]))))
+            limit -= len(found["time"])
+            if limit <= 0:
                 break
-            bounds = self._bounds(*span) | {"after": moment(start_us), "place": place, "limit": limit - len(rows)}
-            rows += self._session.execute(statement("first_readings"), bounds, binary=True).fetchall()
-        columns: list[Any] = list(zip(*rows, strict=True)) if rows else [()] * 8
-        ordered = np.asarray(self._places_by_number(), np.int64)
-        place_of = ordered[np.asarray(columns[0], np.int64)] if rows else np.empty(0, np.int64)
-        named = dict(zip(RAW_SCHEMA.names[2:], columns[2:], strict=True))
-        status = pa.array(named.pop("status"), pa.string()).dictionary_encode()
-        arrays = {name: pa.array(column, RAW_SCHEMA.field(name).type) for name, column in named.items()}
-        arrays |= {"sensor": pa.array(place_of, pa.int32()), "status": status}
-        arrays["time"] = pa.array(np.asarray(columns[1], np.int64)).cast(RAW_SCHEMA.field("time").type)
-        return pa.table([arrays[name] for name in RAW_SCHEMA.names], schema=RAW_SCHEMA)
+        return self._raw_table(columns.joined(parts)) if parts else RAW_SCHEMA.empty_table()
 
     def buckets(self, period: Period, start_us: int, end_us: int, limit: int = _ROWS_MAX) -> pa.Table:
         """Buckets that start in [start, end) with BUCKET_SCHEMA, by (time, sensor): at least the first `limit`."""
         length_us = PERIOD_US[period]
         # The first and last bucket that start in the range; buckets are whole.
-        start_us, end_us = -(-start_us // length_us) * length_us, -(-end_us // length_us) * length_us
-        if start_us >= end_us or not self._series:
-            return BUCKET_SCHEMA.empty_table()
-        stored = self._stored(period, start_us, end_us, limit)
-        if len(stored["time"]) >= limit:
-            # A full page: later buckets cannot be on it.
-            end_us = min(end_us, int(np.sort(stored["time"])[limit - 1]) + length_us)
-        spans = self._stale_spans(period, start_us, end_us)
-        parts = [_outside(stored, spans), *(self._computed(period, *span) for span in spans)]
-        return self._table(self._without_extremes(period, _joined(parts)))
+        start_us = max(-(-start_us // length_us) * length_us, self._start_us)
+        end_us = min(-(-end_us // length_us) * length_us, self._end_us)
+        # A part of the range at a time, so that a page need not order all of it.
+        part_us = max(_BUCKETS_MIN, limit // max(1, len(self._series))) * length_us
+        parts = [BUCKET_SCHEMA.empty_table()]
+        while start_us < end_us and limit > 0 and self._series:
+            until_us = min(end_us, start_us + part_us)
+            parts.append(self._buckets(period, BUCKET_SCHEMA, start_us, until_us, limit))
+            limit -= parts[-1].num_rows
+            start_us, part_us = until_us, 2 * part_us
+        return pa.concat_tables(parts)
 
     def days_with_grid(self, start_us: int, end_us: int) -> pa.Table:
-        """Days that start in [start, end), with GRID_SCHEMA."""
-        days = self.buckets("day", start_us, end_us)
-        if days.num_rows == 0:
+        """Days that start in [start, end), both starts of days, with GRID_SCHEMA."""
+        start_us, end_us = max(start_us, self._start_us), min(end_us, self._end_us)
+        if start_us >= end_us or not self._series:
             return GRID_SCHEMA.empty_table()
-        grids: dict[tuple[int, int], Any] = {}
-        bounds = self._bounds(start_us, end_us)
-        if self._timescale:
-            grids |= self._grids(statement("made_grids", source=statement("continuous_days")), bounds)
-        grids |= self._grids(statement("stored_grids"), bounds)
-        for span in self._stale_spans("day", start_us, end_us):
-            source = statement("day_aggregate", source=statement("readings_of_sensors"))
-            grids |= self._grids(statement("made_grids", source=source), self._bounds(*span) | GRID)
-        keys = (integers(days[name]).tolist() for name in ("sensor", "time", "count"))
-        column = [grids[sensor, time_us] if count else None for sensor, time_us, count in zip(*keys, strict=True)]
-        return days.append_column("grid", pa.array(column, GRID_SCHEMA.field("grid").type)).select(GRID_SCHEMA.names)
+        return self._buckets("day", GRID_SCHEMA, start_us, end_us, _ROWS_MAX)
 
     def summary_from_raw(self, start_us: int, end_us: int) -> pa.Table:
         """One exact row a sensor, straight from raw, with SUMMARY_SCHEMA; `active_periods` counts hours."""
         if start_us >= end_us or not self._series:
             return SUMMARY_SCHEMA.empty_table()
-        found = fetch(self._session, statement("summary_from_raw"), self._bounds(start_us, end_us), _SUMMARY)
-        if found["extreme"].any():
-            return as_table(summary_columns(self._points(start_us, end_us)), SUMMARY_SCHEMA)
-        found["approximate"] = np.zeros(len(found["series"]), np.bool_)
+        query = statement("summary_from_raw", moments=_MOMENTS)
+        found = fetch(self._session, query, self._bounds(start_us, end_us) | PERCENTILES, _SUMMARY)
         found["sensor"] = self._sensors(found["series"])
-        table = _nulls(found).select(SUMMARY_SCHEMA.names).cast(SUMMARY_SCHEMA)
-        return table.sort_by("sensor")
+        return as_table(columns.ordered(found, np.argsort(found["sensor"])), SUMMARY_SCHEMA)
 
-    # --- stored buckets ---
+    # --- buckets ---
 
-    def _stored(self, period: Period, start_us: int, end_us: int, limit: int) -> Columns:
-        """Stored buckets that may be believed where they are not marked; at least the first `limit`."""
-        bounds = self._bounds(start_us, end_us) | {"limit": limit}
-        parts = [fetch(self._session, statement(f"stored_{period}s"), bounds, _BUCKET)]
-        until_us = self._rolled_until(period)
-        if self._timescale and until_us > start_us:
-            bounds |= {"end": moment(min(end_us, until_us))} | DAY_GRID_INDEXES
-            source = statement(f"continuous_{period}s")
-            found = fetch(self._session, statement(f"made_{period}s", source=source), bounds, _BUCKET)
-            sealed = np.isin(np.floor_divide(found["time"], DAY_US), np.asarray(self._sealed_days, np.int64))
-            parts.append({name: column[~sealed] for name, column in found.items()})
-        return _joined(parts)
+    def _buckets(self, period: Period, schema: pa.Schema, start_us: int, end_us: int, limit: int) -> pa.Table:
+        """Whole buckets of [start, end), at least the first `limit`."""
+        kinds = _BUCKET_WITH_GRID if "grid" in schema.names else _BUCKET
+        query = "shown_days_with_grid" if "grid" in schema.names else f"shown_{period}s"
+        stored = self._stored(period, query, kinds, start_us, end_us, limit)
+        if len(stored["time"]) >= limit:
+            # A full page: later buckets cannot be on it.
+            end_us = min(end_us, int(stored["time"].max()) + PERIOD_US[period])
+        rolled_us = rollup.day_start(self._rolled_us) if period == "day" else self._rolled_us
+        stale = self._stale(period, start_us, min(rolled_us, end_us))
+        parts = [_without(stored, stale)]
+        for source, bounds in (*self._sources_of(period, stale), *self._sources_from(max(start_us, rolled_us), end_us)):
+            made = statement("computed", aggregate=aggregate(period, source))
+            with self._locks_released():
+                parts.append(fetch(self._session, statement(query, buckets=made), bounds | PERCENTILES, kinds))
+        whole = columns.joined(parts)
+        whole["sensor"] = self._sensors(whole["series"])
+        return as_table(columns.ordered(whole, np.lexsort((whole["sensor"], whole["time"]))), schema)
 
-    def _stale_spans(self, period: Period, start_us: int, end_us: int) -> list[Span]:
-        """The ranges whose buckets are computed: what is not rolled up, and what was changed since."""
-        length_us, until_us = PERIOD_US[period], self._rolled_until(period)
-        changed: set[int] = set()
-        if start_us < until_us:
-            bounds = self._bounds(start_us, min(until_us, end_us))
-            found = self._session.execute(statement("dirty_of_sensors"), bounds).fetchall()
-            changed = {time_us // length_us * length_us for (time_us,) in found}
-        spans = [Span(time_us, time_us + length_us) for time_us in sorted(changed)]
-        if until_us < end_us:
-            spans += self._raw_spans(max(start_us, until_us), end_us)
-        return _merged_spans(spans)
+    def _stored(
+        self, period: Period, query: str, kinds: dict[str, str], start_us: int, end_us: int, limit: int
+    ) -> Columns:
+        """Stored buckets, to be believed where they are not marked; at least the first `limit`."""
+        stored = statement(f"stored_{period}s")
+        if (end_us - start_us) // PERIOD_US[period] * len(self._series) > limit:
+            stored = statement("first_stored", stored=stored)
+        rolled_us = rollup.day_start(self._rolled_us) if period == "day" else self._rolled_us
+        bounds = self._bounds(start_us, end_us) | {"rolled": moment(rolled_us), "limit": limit}
+        return fetch(self._session, statement(query, buckets=stored), bounds, kinds)
 
-    def _rolled_until(self, period: Period) -> int:
-        """Buckets that start before this are stored, those of sealed days apart."""
-        if self._rolled_us is None:
-            return -(2**62)
-        return rollup.day_start(self._rolled_us) if period == "day" else self._rolled_us
+    def _stale(self, period: Period, start_us: int, end_us: int) -> Integers:
+        """The stored buckets of [start, end) that were changed since: rows of (series, start)."""
+        if start_us >= end_us:
+            return np.empty((0, 2), np.int64)
+        found = self._session.execute(statement("dirty_hours"), self._bounds(start_us, end_us), binary=True).fetchall()
+        marked = np.array(found, np.int64).reshape(-1, 2)
+        marked[:, 1] -= marked[:, 1] % PERIOD_US[period]
+        return np.unique(marked, axis=0)
 
-    def _raw_spans(self, start_us: int, end_us: int) -> list[Span]:
-        """The parts of the days with raw that lie in the range, in order."""
-        spans = (Span(max(start_us, day * DAY_US), min(end_us, (day + 1) * DAY_US)) for day in self._open_days)
-        return [span for span in spans if span.start_us < span.end_us]
+    def _sources_of(self, period: Period, stale: Integers) -> Iterator[tuple[str, dict[str, Any]]]:
+        """What selects the raw of the stale buckets, a day at a time, with its parameters."""
+        days = np.floor_divide(stale[:, 1], DAY_US)
+        for day in np.unique(days).tolist():
+            series, starts_us = stale[days == day].T
+            bounds: dict[str, Any] = {"start": moment(day * DAY_US), "end": moment((day + 1) * DAY_US)}
+            if period == "day":
+                yield "readings_of_sensors", bounds | {"series": series.tolist()}
+            else:
+                yield "readings_of_hours", bounds | {"hour_series": series.tolist(), "hour_us": starts_us.tolist()}
 
-    # --- buckets from raw ---
+    def _sources_from(self, start_us: int, end_us: int) -> Iterator[tuple[str, dict[str, Any]]]:
+        """What selects the raw of [start, end)."""
+        for first_us, until_us in self._raw_spans(start_us, end_us):
+            yield "readings_of_sensors", self._bounds(first_us, until_us)
 
-    def _computed(self, period: Period, start_us: int, end_us: int) -> Columns:
-        """All buckets that start in the range, from raw. The range is whole days or hours."""
-        source = statement(f"{period}_aggregate", source=statement("readings_of_sensors"))
-        end_us = -(-end_us // PERIOD_US[period]) * PERIOD_US[period]
-        bounds = self._bounds(start_us, end_us) | GRID | DAY_GRID_INDEXES | {"limit": _ROWS_MAX}
-        return fetch(self._session, statement(f"made_{period}s", source=source), bounds, _BUCKET)
+    # --- spans, sensors and their places ---
 
-    def _without_extremes(self, period: Period, columns: Columns) -> Columns:
-        """The buckets with values near the end of what a double holds, computed where they cannot overflow."""
-        if not columns["extreme"].any():
-            return columns
-        extreme = columns["extreme"] != 0
-        for start_us in np.unique(columns["time"][extreme]).tolist():
-            points = self._points(start_us, start_us + PERIOD_US[period])
-            exact = as_table(bucket_columns(points, PERIOD_US[period]), BUCKET_SCHEMA)
-            by_sensor = {row["sensor"]: row for row in exact.drop_columns(["time"]).to_pylist()}
-            for i in np.flatnonzero(extreme & (columns["time"] == start_us)).tolist():
-                row = by_sensor[int(self._sensors(columns["series"][i : i + 1])[0])]
-                for name in _DOUBLES:
-                    columns[name][i] = np.nan if row[name] is None else row[name]
-        return columns
+    def _raw_spans(self, start_us: int, end_us: int, *, growing: bool = False) -> Iterator[tuple[int, int]]:
+        """The range in parts of at most POSTGRES_DAYS_AT_ONCE_MAX days that have raw; `growing`: the first of one day,
+        the next of two, and so on."""
+        days = [day for day in self._open_days if start_us < (day + 1) * DAY_US and day * DAY_US < end_us]
+        length, first = 1 if growing else POSTGRES_DAYS_AT_ONCE_MAX, 0
+        while first < len(days) and self._series:
+            part = days[first : first + length]
+            yield max(start_us, part[0] * DAY_US), min(end_us, (part[-1] + 1) * DAY_US)
+            first += length
+            length = min(2 * length, POSTGRES_DAYS_AT_ONCE_MAX)
 
-    def _points(self, start_us: int, end_us: int) -> Points:
-        found = fetch(self._session, statement("points"), self._bounds(start_us, end_us), _POINTS)
-        return Points(self._sensors(found["series"]), found["time"], found["value"])
-
-    def _grids(self, query: LiteralString, bounds: dict[str, Any]) -> dict[tuple[int, int], Any]:
-        """Distributions by (place of the sensor, start); single precision cannot hold every double."""
-        found = self._session.execute(query, bounds, binary=True).fetchall()
-        if not found:
-            return {}
-        sensors = self._sensors(np.array([row[0] for row in found])).tolist()
-        return {
-            (sensor, time_us): np.clip(np.asarray(grid, np.float64), -3.4e38, 3.4e38).astype(np.float32)
-            for sensor, (_, time_us, grid) in zip(sensors, found, strict=True)
-        }
-
-    # --- sensors and their places ---
+    @contextlib.contextmanager
+    def _locks_released(self) -> Iterator[None]:
+        """Where the range has very many days, the block gives back the locks of the partitions that it looked into:
+        the server has not room for all of them. The moment stays the same."""
+        if self._few_days:
+            yield
+            return
+        with self._session.transaction(force_rollback=True):
+            yield
 
     def _bounds(self, start_us: int, end_us: int) -> dict[str, Any]:
-        return {"series": self._series_in_order(), "start": moment(start_us), "end": moment(end_us)}
+        return {"series": self._series, "start": moment(start_us), "end": moment(end_us)}
 
-    def _series_in_order(self) -> list[int]:
-        """Series numbers by the place of their sensor."""
-        return [int(number) for number in self._known[np.argsort(self._places)]]
-
-    def _places_by_number(self) -> list[int]:
-        """The place of each sensor of `_series_in_order`."""
-        return np.sort(self._places).tolist()  # type: ignore[no-any-return]
-
-    def _sensors(self, series: Any) -> Integers:
+    def _sensors(self, series: Integers) -> Integers:
         """The places of series numbers in the request."""
-        places: Integers = self._places[np.searchsorted(self._known, series)]
+        places: Integers = self._places_by_number[np.searchsorted(self._numbers, series)]
         return places
 
-    def _table(self, columns: Columns) -> pa.Table:
-        columns["sensor"] = self._sensors(columns["series"])
-        order = np.lexsort((columns["sensor"], columns["time"]))
-        table = _nulls({name: column[order] for name, column in columns.items()})
-        return table.select(BUCKET_SCHEMA.names).cast(BUCKET_SCHEMA)
+    def _raw_table(self, found: Columns) -> pa.Table:
+        arrays = {
+            "sensor": pa.array(self._places[found["place"] - 1], pa.int32()),
+            "time": columns.times(found["time"]),
+            "status": pa.array(found["status"], pa.string()).dictionary_encode(),
+        }
+        for name in RAW_SCHEMA.names:
+            if name not in arrays:
+                arrays[name] = nullable(found[name], RAW_SCHEMA.field(name).type)
+        return pa.table([arrays[name] for name in RAW_SCHEMA.names], schema=RAW_SCHEMA)
 
 
-def _day(time_us: int) -> int:
-    # Days are of the type INTEGER; no reading is near the ends of that.
-    return min(max(time_us // DAY_US, -(2**31)), 2**31 - 1)
-
-
-def _nulls(columns: Columns) -> pa.Table:
-    """The columns as Arrow; a missing number is NaN here and null there."""
-    arrays: dict[str, Any] = {}
-    for name, column in columns.items():
-        if name == "time":
-            arrays[name] = pa.array(column.astype(np.int64)).cast(pa.timestamp("us", tz="UTC"))
-        elif name in _DOUBLES:
-            arrays[name] = pa.array(column, mask=np.isnan(column))
-        else:
-            arrays[name] = pa.array(column.astype(np.bool_) if name in ("approximate", "extreme") else column)
-    return pa.table(arrays)
-
-
-def _joined(parts: list[Columns]) -> Columns:
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def _outside(stored: Columns, spans: list[Span]) -> Columns:
-    """The stored buckets that start in none of `spans`."""
-    keep = np.ones(len(stored["time"]), np.bool_)
-    for span in spans:
-        keep &= (stored["time"] < span.start_us) | (stored["time"] >= span.end_us)
-    return {name: column[keep] for name, column in stored.items()}
-
-
-def _merged_spans(spans: list[Span]) -> list[Span]:
-    """Neighbours of one day as one; each day by itself, so that the database looks into one partition at a time."""
-    merged: list[Span] = []
-    for span in sorted(spans):
-        if merged and span.start_us <= merged[-1].end_us and span.start_us // DAY_US == merged[-1].start_us // DAY_US:
-            merged[-1] = Span(merged[-1].start_us, max(merged[-1].end_us, span.end_us))
-        else:
-            merged.append(span)
-    return merged
+def _without(stored: Columns, stale: Integers) -> Columns:
+    """The stored buckets that are not stale."""
+    if len(stale) == 0 or len(stored["time"]) == 0:
+        return stored
+    key = np.dtype([("series", np.int64), ("time", np.int64)])
+    keys = np.empty(len(stored["time"]), key)
+    keys["series"], keys["time"] = stored["series"], stored["time"]
+    changed = np.ascontiguousarray(stale).view(key).reshape(-1)
+    return columns.ordered(stored, np.flatnonzero(~np.isin(keys, changed)))

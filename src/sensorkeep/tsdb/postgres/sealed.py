@@ -1,5 +1,4 @@
-"""Buckets that are made outside of the database: merged ones of days whose raw is gone, and those whose values SQL
-cannot add up."""
+"""Buckets of days whose raw is gone: new readings merged into them, and their move from one store to another."""
 
 from __future__ import annotations
 
@@ -8,10 +7,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from sensorkeep import rollup
 from sensorkeep.clock import DAY_US, HOUR_US, MINUTE_US
+from sensorkeep.errors import Conflict
 from sensorkeep.tsdb.aggregating import Points, bucket_columns
-from sensorkeep.tsdb.base import Period
+from sensorkeep.tsdb.base import BUCKET_SCHEMAS, Period
+from sensorkeep.tsdb.postgres.columns import as_table, copy_in, fetch
 from sensorkeep.tsdb.postgres.engine import Session
 from sensorkeep.tsdb.postgres.statements import statement
 from sensorkeep.tsdb.postgres.times import moment
@@ -20,81 +20,83 @@ from sensorkeep.tsdb.sealed import merged
 
 _MOMENTS = ("count", "sum", "min", "max", "m2")
 _PERCENTILES = ("median", "p95", "p99")
-COLUMNS: dict[Period, tuple[str, ...]] = {
+_COLUMNS: dict[Period, tuple[str, ...]] = {
     "hour": ("series", "time", *_MOMENTS, "minutes", *_PERCENTILES, "approximate"),
     "day": ("series", "time", *_MOMENTS, "active_minutes", *_PERCENTILES, "approximate", "grid"),
 }
-"""The columns of the tables hourly and daily."""
+"""The columns of sealed_hourly and sealed_daily."""
 
 _TYPES: dict[str, pa.DataType] = {
     "series": pa.int32(), "time": pa.timestamp("us", tz="UTC"), "count": pa.int64(), "minutes": pa.int64(),
     "active_minutes": pa.int32(), "approximate": pa.bool_(), "grid": pa.list_(pa.float32()),
 }  # fmt: skip
-SCHEMAS: dict[Period, pa.Schema] = {
+_SCHEMAS: dict[Period, pa.Schema] = {
     period: pa.schema([pa.field(name, _TYPES.get(name, pa.float64())) for name in names])
-    for period, names in COLUMNS.items()
+    for period, names in _COLUMNS.items()
 }
+_KINDS = {
+    "series": "int32", "time": "time", "count": "int64", "minutes": "int64", "active_minutes": "int32",
+    "approximate": "bool", "grid": "grid", "sensor": "text",
+}  # fmt: skip
 
 
 def merge(session: Session, day: int, readings: pa.Table) -> None:
     """Merge `readings` (columns series, time, value; identities once each) into the buckets of the sealed `day`."""
     if readings.num_rows == 0:
         return
-    session.execute("SELECT pg_advisory_xact_lock(7363284, %(day)s)", {"day": day})
-    points = points_of(integers(readings["series"]), integers(readings["time"]), readings["value"])
-    new_hours, new_days = made("hour", points), made("day", points)
-    series = np.unique(points.sensor).tolist()
-    bounds = {"series": series, "start": moment(day * DAY_US), "end": moment((day + 1) * DAY_US)}
-    old_hours = table_of("hour", session.execute(statement("hours_of_day"), bounds).fetchall())
-    old_days = table_of("day", session.execute(statement("days_of_day"), bounds).fetchall())
-    hours, days = merged(old_hours, new_hours, old_days, new_days)
-    put(session, "hour", hours)
-    put(session, "day", days)
+    value = np.asarray(readings["value"].cast(pa.float64()).to_numpy(zero_copy_only=False), np.float64)
+    points = Points(integers(readings["series"]), integers(readings["time"]), value)
+    bounds = {
+        "series": np.unique(points.sensor).tolist(),
+        "start": moment(day * DAY_US),
+        "end": moment((day + 1) * DAY_US),
+    }
+    old: dict[Period, pa.Table] = {
+        period: as_table(fetch(session, statement(f"sealed_{period}s_of"), bounds, kinds(period)), _SCHEMAS[period])
+        for period in _SCHEMAS
+    }
+    hours, days = merged(old["hour"], _made("hour", points), old["day"], _made("day", points))
+    _put(session, "hour", hours)
+    _put(session, "day", days)
 
 
-def points_of(series: Integers, time_us: Integers, value: Any) -> Points:
-    """Readings as points; a value that is null is NaN."""
-    return Points(series, time_us, np.asarray(value.cast(pa.float64()).to_numpy(zero_copy_only=False), np.float64))
+def export_buckets(session: Session, period: Period, start_us: int, end_us: int) -> pa.Table:
+    """See TimeSeriesStore.export_buckets."""
+    names = {"sensor": "text"} | {name: kind for name, kind in kinds(period).items() if name != "series"}
+    bounds = {"start": moment(start_us), "end": moment(end_us)}
+    found = fetch(session, statement(f"export_{period}s"), bounds, names)
+    return as_table(found, BUCKET_SCHEMAS[period])
 
 
-def made(period: Period, points: Points) -> pa.Table:
-    """The buckets of `points` (at least one; `sensor` is the series number), with SCHEMAS."""
+def import_buckets(session: Session, period: Period, buckets: pa.Table, numbers: dict[str, int], now_us: int) -> None:
+    """See TimeSeriesStore.import_buckets; `numbers` are those of the sensors."""
+    days = np.unique(np.floor_divide(integers(buckets["time"]), DAY_US)).tolist()
+    # Nobody makes a day meanwhile.
+    session.execute(statement("lock_days"))
+    if session.execute(statement("unsealed_of"), {"days": days}).fetchall():
+        raise Conflict("the store holds readings already: bring in the buckets without readings before them")
+    session.execute(statement("add_sealed_days"), {"days": days, "now": moment(now_us)})
+    session.execute(statement("lock_sealed"))
+    uuids: list[Any] = buckets["sensor"].to_pylist()
+    series = pa.array([numbers[uuid] for uuid in uuids], pa.int32())
+    table = buckets.set_column(0, "series", series)
+    _put(session, period, table.select(list(_COLUMNS[period])).cast(_SCHEMAS[period]))
+
+
+def kinds(period: Period) -> dict[str, str]:
+    """The kind of each column of the table, for `fetch`."""
+    return {name: _KINDS.get(name, "float64") for name in _COLUMNS[period]}
+
+
+def _made(period: Period, points: Points) -> pa.Table:
+    """The buckets of `points` (`sensor` is the series number)."""
     if period == "day":
         columns = bucket_columns(points, DAY_US, grid=True)
     else:
         columns = bucket_columns(points, HOUR_US) | {"minutes": pa.array(_minutes(points))}
     columns["series"] = columns["sensor"]
-    schema = SCHEMAS[period]
+    schema = _SCHEMAS[period]
     return pa.table([columns[name] for name in schema.names], names=schema.names).cast(schema)
-
-
-def put(session: Session, period: Period, buckets: pa.Table) -> None:
-    """Put the buckets in the place of those stored."""
-    if buckets.num_rows == 0:
-        return
-    parameters: dict[str, Any] = {name: buckets[name].to_pylist() for name in COLUMNS[period]}
-    parameters["time_us"] = integers(buckets["time"]).tolist()
-    del parameters["time"]
-    if period == "day":
-        # Arrays of arrays must all be of one length here, so the grids go as one.
-        points = len(rollup.DAY_PROBABILITIES)
-        empty = [0.0] * points
-        parameters["grids"] = [value for grid in parameters.pop("grid") for value in (grid or empty)]
-        parameters["points"] = points
-    session.execute(statement(f"put_{period}s"), parameters)
-
-
-def table_of(period: Period, rows: list[tuple[Any, ...]]) -> pa.Table:
-    """Rows of hourly or daily (times in microseconds) with SCHEMAS."""
-    schema = SCHEMAS[period]
-    columns = list(zip(*rows, strict=True)) if rows else [()] * len(schema.names)
-    arrays = []
-    for name, column in zip(schema.names, columns, strict=True):
-        if name == "time":
-            arrays.append(pa.array(column, pa.int64()).cast(schema.field(name).type))
-        else:
-            arrays.append(pa.array(column, schema.field(name).type))
-    return pa.table(arrays, schema=schema)
 
 
 def _minutes(points: Points) -> Integers:
@@ -106,3 +108,11 @@ def _minutes(points: Points) -> Integers:
     minutes: Integers = np.zeros(int(group.max()) + 1, np.int64)
     np.bitwise_or.at(minutes, group, bits)
     return minutes
+
+
+def _put(session: Session, period: Period, buckets: pa.Table) -> None:
+    """Put the buckets in the place of those stored."""
+    if buckets.num_rows:
+        session.execute(statement(f"create_incoming_{period}s"))
+        copy_in(session, f"incoming_{period}s", buckets)
+        session.execute(statement(f"put_{period}s"))

@@ -6,7 +6,9 @@ from typing import LiteralString
 
 from sensorkeep.tsdb.statements import load_statements
 
-_STATEMENTS = load_statements(("postgres_schema", "postgres_write", "postgres_rollup", "postgres_read"))
+_STATEMENTS = load_statements(
+    ("postgres_schema", "postgres_write", "postgres_rollup", "postgres_read", "postgres_maintain")
+)
 
 
 def statement(name: str, **inserted: str) -> LiteralString:

@@ -1,0 +1,266 @@
+"""Making buckets of days that have their raw: in tables of ours, or in TimescaleDB's continuous aggregates."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from sensorkeep.clock import DAY_US, HOUR_US, MICROSECONDS, Clock
+from sensorkeep.limits import POSTGRES_REFRESH_SECONDS, POSTGRES_STEP_SECONDS
+from sensorkeep.rollup import day_start
+from sensorkeep.tsdb.base import Period
+from sensorkeep.tsdb.postgres.engine import Engine, Session
+from sensorkeep.tsdb.postgres.reading import PERCENTILES, aggregate
+from sensorkeep.tsdb.postgres.statements import statement
+from sensorkeep.tsdb.postgres.times import moment
+from sensorkeep.tsdb.readings import Integers
+
+_REDO_PAUSE = 9.0
+"""Pause after redoing a day's changed buckets, as a multiple of the time it took: under load, late readings touch every
+day of the last three again and again, and redoing them at once would cost more than all the rest. Reads are exact
+meanwhile; they compute changed buckets from raw. Where nothing was written since, there is no pause."""
+_SERIES_FIRST = 100
+_SERIES_MAX = 100_000
+"""Sensors of a day aggregated in one step: the first, and at most."""
+_NAMES: dict[Period, str] = {"hour": "telemetry_hourly", "day": "telemetry_daily"}
+_ALL_SENSORS = 2**31 - 1
+
+
+class Buckets(Protocol):
+    """How buckets are made and kept while their days have raw. Every call is a step of bounded length."""
+
+    @property
+    def hours(self) -> int:
+        """How many hours are to be rolled up in one step."""
+        ...
+
+    def roll(self, start_us: int, until_us: int, after_series: int, last_series: int) -> bool:
+        """Roll up hours of one day, [start, until), and its day where they end it; move `rolled_until`.
+
+        The day may take several calls: its sensors up to the number `after_series`, of `last_series`, are made.
+        False where nothing could be done now.
+        """
+        ...
+
+    def redo(self, last_write_us: int | None, now_us: int) -> bool:
+        """Make some changed buckets anew, where it is their turn, and forget their marks; False where none was."""
+        ...
+
+    def redo_day(self, day: int) -> bool:
+        """Make what is changed of the day anew, now: a part of it; False where it has no marks (any more)."""
+        ...
+
+    def confirm_day(self, day: int) -> bool:
+        """Make sure that what is stored of the unmarked day is all of it; False where that cannot be told now."""
+        ...
+
+
+class Tables:
+    """Buckets in tables of ours: hours of all sensors, days of some sensors in one step."""
+
+    def __init__(self, engine: Engine, clock: Clock) -> None:
+        self._engine = engine
+        self._clock = clock
+        self._series = _Pace(_SERIES_FIRST, _SERIES_MAX)
+        self._hours = _Pace(1, 24)
+        self._turns: dict[int, int] = {}
+        self._rounds = 0
+        self._not_before = 0.0
+        self._redone_write_us: int | None = None
+
+    @property
+    def hours(self) -> int:
+        """See Buckets."""
+        return self._hours.size
+
+    def roll(self, start_us: int, until_us: int, after_series: int, last_series: int) -> bool:
+        """See Buckets."""
+        day_us = day_start(start_us)
+        ends_day = until_us == day_us + DAY_US
+        if after_series == 0:
+            began = self._clock.monotonic()
+            bounds = {"start": moment(start_us), "end": moment(until_us)}
+            self._engine.run(lambda session: _save(session, "hour", "readings_between", bounds))
+            self._hours.took(self._clock.monotonic() - began)
+            if not ends_day:
+                self._engine.run(lambda session: _move_rolled(session, until_us))
+                return True
+        began = self._clock.monotonic()
+        upto = after_series + self._series.size
+        done = upto >= last_series
+        part: dict[str, Any] = {"after": after_series, "upto": _ALL_SENSORS if done else upto}
+        part |= {"start": moment(day_us), "end": moment(day_us + DAY_US)}
+
+        def roll_day(session: Session) -> None:
+            _save(session, "day", "readings_of_slice", part)
+            if done:
+                _move_rolled(session, until_us)
+            else:
+                session.execute(statement("move_rolled_series"), {"upto": upto})
+
+        self._engine.run(roll_day)
+        self._series.took(self._clock.monotonic() - began)
+        return True
+
+    def redo(self, last_write_us: int | None, now_us: int) -> bool:
+        """See Buckets."""
+        began = self._clock.monotonic()
+        if last_write_us != self._redone_write_us and began < self._not_before:
+            return False
+        with self._engine.session() as session:
+            days = [day for (day,) in session.execute(statement("dirty_days")).fetchall()]
+        if not days:
+            return False
+        day = min(days, key=lambda day: (self._turns.get(day, -1), day))
+        self._rounds += 1
+        self._turns = {known: turn for known, turn in self._turns.items() if known in days} | {day: self._rounds}
+        self.redo_day(day)
+        self._redone_write_us = last_write_us
+        self._not_before = began + (self._clock.monotonic() - began) * (1 + _REDO_PAUSE)
+        return True
+
+    def redo_day(self, day: int) -> bool:
+        """See Buckets."""
+        began = self._clock.monotonic()
+        found = self._engine.run(lambda session: _redo(session, day, self._series.size))
+        if found:
+            self._series.took(self._clock.monotonic() - began)
+        return found
+
+    def confirm_day(self, day: int) -> bool:
+        """See Buckets."""
+        return True
+
+
+class Aggregates:
+    """Buckets in TimescaleDB's continuous aggregates: of all sensors at once, and a day at most in one step."""
+
+    hours: int = 24
+
+    def __init__(self, engine: Engine, clock: Clock, extension: str) -> None:
+        self._engine = engine
+        self._clock = clock
+        self._extension = extension
+        self._refreshed_us: dict[int, int] = {}
+        self._refreshed_write_us: dict[int, int | None] = {}
+
+    def roll(self, start_us: int, until_us: int, after_series: int, last_series: int) -> bool:
+        """See Buckets."""
+        done = self._refresh("hour", start_us, until_us)
+        if until_us % DAY_US == 0:
+            done = self._refresh("day", until_us - DAY_US, until_us) and done
+        if done:
+            self._engine.run(lambda session: _move_rolled(session, until_us))
+        return done
+
+    def redo(self, last_write_us: int | None, now_us: int) -> bool:
+        """See Buckets. A day is refreshed at once where nothing was written since it was last, else now and then."""
+        with self._engine.session() as session:
+            days = {day for (day,) in session.execute(statement("dirty_days")).fetchall()}
+        self._refreshed_us = {day: at_us for day, at_us in self._refreshed_us.items() if day in days}
+        pause_us = int(POSTGRES_REFRESH_SECONDS * MICROSECONDS)
+        for day in sorted(days, key=lambda day: (self._refreshed_us.get(day, -1), day)):
+            waited = now_us - self._refreshed_us.get(day, now_us - pause_us) >= pause_us
+            if waited or self._refreshed_write_us.get(day) == last_write_us:
+                self._refreshed_us[day], self._refreshed_write_us[day] = now_us, last_write_us
+                return self.redo_day(day)
+        return False
+
+    def redo_day(self, day: int) -> bool:
+        """See Buckets."""
+        marks = self._engine.run(lambda session: _marks(session, day, _ALL_SENSORS))
+        if marks is None:
+            return False
+        first_us, last_us = int(marks.time_us.min()), int(marks.time_us.max())
+        done = self._refresh("hour", first_us, last_us + HOUR_US)
+        if marks.day_is_rolled:
+            done = self._refresh("day", day * DAY_US, (day + 1) * DAY_US) and done
+        if done:
+            self._engine.run(lambda session: session.execute(statement("forget_dirty"), {"ids": marks.ids}))
+        return done
+
+    def confirm_day(self, day: int) -> bool:
+        """See Buckets."""
+        span = day * DAY_US, (day + 1) * DAY_US
+        return self._refresh("hour", *span, everything=True) and self._refresh("day", *span, everything=True)
+
+    def _refresh(self, period: Period, start_us: int, end_us: int, *, everything: bool = False) -> bool:
+        """Refresh what changed (or everything) of [start, end); whether all of it is in.
+
+        The extension leaves out what somebody else, a policy, is refreshing at that moment, and returns before that
+        is in.
+        """
+        name = _NAMES[period]
+        bounds = {"start": moment(start_us), "end": moment(end_us)}
+        sql = statement("refresh_all" if everything else "refresh", extension=self._extension, aggregate=name)
+        with self._engine.session() as session:
+            session.execute(sql, bounds)
+            ((has_ranges,),) = session.execute(statement("has_ranges")).fetchall()
+            if not has_ranges:
+                return True
+            window = {"aggregate": name, "start_us": start_us, "end_us": end_us}
+            ((pending,),) = session.execute(statement("pending_ranges"), window).fetchall()
+        return not pending
+
+
+class _Marks(NamedTuple):
+    """Marks of one day."""
+
+    ids: list[int]
+    series: Integers
+    time_us: Integers
+    day_is_rolled: bool
+
+
+class _Pace:
+    """How much to do in one step, so that it takes about POSTGRES_STEP_SECONDS."""
+
+    def __init__(self, first: int, most: int) -> None:
+        self.size = first
+        self._most = most
+
+    def took(self, seconds: float) -> None:
+        """Tell how long the last step took."""
+        if seconds < POSTGRES_STEP_SECONDS / 2:
+            self.size = min(2 * self.size, self._most)
+        elif seconds > POSTGRES_STEP_SECONDS:
+            self.size = max(1, self.size // 2)
+
+
+def _save(session: Session, period: Period, source: str, bounds: dict[str, Any]) -> None:
+    """Make the buckets of the readings that `source` selects, and store them."""
+    session.execute(statement(f"save_{period}s", aggregate=aggregate(period, source)), bounds | PERCENTILES)
+
+
+def _move_rolled(session: Session, until_us: int) -> None:
+    session.execute(statement("move_rolled"), {"until": moment(until_us)})
+
+
+def _marks(session: Session, day: int, sensors: int) -> _Marks | None:
+    """The marks of rolled up hours of some sensors of a day; None where it has none."""
+    bounds = {"start": moment(day * DAY_US), "end": moment((day + 1) * DAY_US), "limit": sensors}
+    found = session.execute(statement("dirty_of_day"), bounds, binary=True).fetchall()
+    if not found:
+        return None
+    ids, series, time_us = (np.array(column, np.int64) for column in zip(*found, strict=True))
+    ((rolled,),) = session.execute(statement("day_is_rolled"), {"end": moment((day + 1) * DAY_US)}).fetchall()
+    return _Marks(ids.tolist(), series, time_us, rolled)
+
+
+def _redo(session: Session, day: int, sensors: int) -> bool:
+    """Make the changed hours of some sensors of a day anew, and their day; False where there is no mark.
+
+    Each statement sees what was committed before it, so the readings of every mark that was found are in.
+    """
+    marks = _marks(session, day, sensors)
+    if marks is None:
+        return False
+    bounds: dict[str, Any] = {"start": moment(day * DAY_US), "end": moment((day + 1) * DAY_US)}
+    hours = np.unique(np.stack([marks.series, marks.time_us]), axis=1)
+    wanted = {"hour_series": hours[0].tolist(), "hour_us": hours[1].tolist()}
+    _save(session, "hour", "readings_of_hours", bounds | wanted)
+    if marks.day_is_rolled:
+        _save(session, "day", "readings_of_sensors", bounds | {"series": np.unique(marks.series).tolist()})
+    session.execute(statement("forget_dirty"), {"ids": marks.ids})
+    return True

@@ -1,0 +1,72 @@
+"""Sealing days whose raw is past its retention: their buckets are kept, their raw goes."""
+
+from __future__ import annotations
+
+from psycopg import errors
+
+from sensorkeep.clock import DAY_US, MICROSECONDS
+from sensorkeep.errors import Unavailable
+from sensorkeep.limits import POSTGRES_SEAL_LOCK_SECONDS_MAX, RETENTION_QUIET_SECONDS
+from sensorkeep.tsdb.postgres.engine import Engine, Session
+from sensorkeep.tsdb.postgres.rolling import Buckets
+from sensorkeep.tsdb.postgres.statements import statement
+from sensorkeep.tsdb.postgres.times import moment
+
+
+class Sealing:
+    """Applies the retention of raw, a day in each step."""
+
+    def __init__(self, engine: Engine, buckets: Buckets, raw_retention_days: int) -> None:
+        """`raw_retention_days` 0 keeps raw for ever."""
+        self._engine = engine
+        self._buckets = buckets
+        self._retention_days = raw_retention_days
+        self._confirmed: set[int] = set()
+        """Days whose buckets were made sure of, and that waited for a lock since."""
+
+    def seal(self, now_us: int) -> bool:
+        """Seal the first day that is due, or take a step towards it; False where none could be taken."""
+        if not self._retention_days:
+            return False
+        bounds = {
+            "last": now_us // DAY_US - self._retention_days - 1,
+            "quiet": moment(now_us - RETENTION_QUIET_SECONDS * MICROSECONDS),
+        }
+        with self._engine.session() as session:
+            days = [day for (day,) in session.execute(statement("days_to_seal"), bounds).fetchall()]
+        return any(self._seal(day) for day in days)
+
+    def _seal(self, day: int) -> bool:
+        if self._buckets.redo_day(day):
+            self._confirmed.discard(day)
+            return True
+        if day not in self._confirmed:
+            if not self._buckets.confirm_day(day):
+                return False
+            self._confirmed.add(day)
+        try:
+            sealed = self._engine.run(lambda session: _seal(session, day))
+        except Unavailable as error:
+            # Reads or writes in flight hold it; they are not to wait for us.
+            if isinstance(error.__cause__, errors.LockNotAvailable):
+                return False
+            raise
+        self._confirmed.discard(day)
+        return sealed
+
+
+def _seal(session: Session, day: int) -> bool:
+    """Keep the day's buckets and drop its raw, unless it was written to just now."""
+    milliseconds = int(1000 * POSTGRES_SEAL_LOCK_SECONDS_MAX)
+    session.execute("SELECT set_config('lock_timeout', %s, true)", (f"{milliseconds}ms",))
+    session.execute(statement("wait_for_writers"))
+    session.execute(statement("lock_days_out"))
+    bounds = {"start": moment(day * DAY_US), "end": moment((day + 1) * DAY_US)}
+    ((changed,),) = session.execute(statement("any_dirty"), bounds).fetchall()
+    if changed:
+        return False
+    session.execute(statement("seal_hours"), bounds)
+    session.execute(statement("seal_days"), bounds)
+    session.execute(statement("seal_day"), {"day": day})
+    session.execute(statement("drop_day"), {"day": day})
+    return True

@@ -1,0 +1,129 @@
+-- Statements of maintenance, which one process does at a time.
+
+-- name: try_maintenance
+SELECT pg_try_advisory_lock(7363282, 3)
+
+-- name: end_maintenance
+SELECT pg_advisory_unlock(7363282, 3)
+
+-- name: wait_for_writers
+-- Writers hold it side by side (lock_writers) until their transactions end; new ones wait behind this for a moment.
+SELECT pg_advisory_xact_lock(7363282, 1)
+
+-- name: observe
+-- The newest reading and the last write, from what the batches say; an hour back, for those that commit late.
+UPDATE marks SET newest = greatest(marks.newest, seen.newest), last_write = greatest(marks.last_write, seen.last_write)
+FROM (
+    SELECT max(batches.newest) AS newest, max(batches.written_at) AS last_write FROM batches, marks
+    WHERE batches.newest IS NOT NULL
+        AND batches.written_at >= coalesce(marks.last_write - INTERVAL '1 hour', '-infinity')
+) AS seen
+WHERE seen.newest > marks.newest OR seen.last_write > marks.last_write
+    OR (marks.newest IS NULL AND seen.newest IS NOT NULL)
+
+-- name: maintenance_state
+SELECT
+    (extract(epoch FROM marking_until) * 1000000)::BIGINT,
+    (extract(epoch FROM rolled_until) * 1000000)::BIGINT,
+    rolled_series,
+    (extract(epoch FROM newest) * 1000000)::BIGINT,
+    (extract(epoch FROM last_write) * 1000000)::BIGINT,
+    (SELECT max(id) FROM series)
+FROM marks
+
+-- name: next_day
+SELECT min(day) FROM days WHERE NOT sealed AND day >= %(day)s
+
+-- name: move_marking
+UPDATE marks SET marking_until = %(until)s WHERE marking_until IS NULL OR marking_until < %(until)s
+
+-- name: move_rolled
+UPDATE marks SET rolled_until = %(until)s, rolled_series = 0
+
+-- name: move_rolled_series
+UPDATE marks SET rolled_series = %(upto)s
+
+-- name: dirty_days
+-- Days with changed hours that are rolled up.
+SELECT DISTINCT floor(extract(epoch FROM time) / 86400)::INTEGER FROM dirty, marks WHERE time < marks.rolled_until
+
+-- name: dirty_of_day
+-- The marks of some sensors of a day.
+SELECT id, series, (extract(epoch FROM time) * 1000000)::BIGINT FROM dirty, marks
+WHERE time >= %(start)s AND time < least(%(end)s, marks.rolled_until) AND series IN (
+    SELECT DISTINCT series FROM dirty WHERE time >= %(start)s AND time < %(end)s ORDER BY series LIMIT %(limit)s
+)
+
+-- name: forget_dirty
+DELETE FROM dirty WHERE id = ANY(%(ids)s)
+
+-- name: any_dirty
+SELECT EXISTS (SELECT FROM dirty WHERE time >= %(start)s AND time < %(end)s)
+
+-- name: days_to_seal
+SELECT day FROM days, marks
+WHERE NOT sealed AND day <= %(last)s AND days.last_write <= %(quiet)s
+    AND to_timestamp((day + 1) * 86400.0) <= marks.rolled_until
+ORDER BY day
+
+-- name: lock_days_out
+-- Reads hold `days` until they end (lock_days_in); so no read finds a day gone that its snapshot still has.
+LOCK TABLE days IN ACCESS EXCLUSIVE MODE
+
+-- name: seal_hours
+INSERT INTO sealed_hourly (series, time, count, sum, min, max, m2, minutes, median, p95, p99, approximate)
+SELECT series, time, count, sum, min, max, m2, minutes, median, p95, p99, false FROM telemetry_hourly
+WHERE time >= %(start)s AND time < %(end)s
+ORDER BY series, time
+
+-- name: seal_days
+INSERT INTO sealed_daily (series, time, count, sum, min, max, m2, active_minutes, median, p95, p99, approximate, grid)
+SELECT series, time, count, sum, min, max, m2, active_minutes, median, p95, p99, false, grid FROM telemetry_daily
+WHERE time >= %(start)s AND time < %(end)s
+ORDER BY series, time
+
+-- name: seal_day
+UPDATE days SET sealed = true WHERE day = %(day)s AND NOT sealed
+
+-- name: drop_day
+SELECT drop_day(DATE '1970-01-01' + %(day)s)
+
+-- name: prune_batches
+DELETE FROM batches WHERE batch_id IN (
+    SELECT batch_id FROM batches WHERE written_at < %(before)s LIMIT %(limit)s
+)
+
+-- name: refresh
+-- Of TimescaleDB; not in a transaction.
+CALL {extension}.refresh_continuous_aggregate('telemetry.{aggregate}', %(start)s::TIMESTAMPTZ, %(end)s::TIMESTAMPTZ)
+
+-- name: refresh_all
+-- Whatever the extension thinks has changed.
+CALL {extension}.refresh_continuous_aggregate(
+    'telemetry.{aggregate}', %(start)s::TIMESTAMPTZ, %(end)s::TIMESTAMPTZ, force => true
+)
+
+-- name: has_ranges
+SELECT to_regclass('_timescaledb_catalog.continuous_aggs_materialization_ranges') IS NOT NULL
+
+-- name: pending_ranges
+-- What somebody else (a policy) is materializing at this moment, or left undone. A refresh skips it, so it may return
+-- before that is in. The bounds are microseconds since 1970.
+SELECT EXISTS (
+    SELECT FROM _timescaledb_catalog.continuous_aggs_materialization_ranges AS range
+    JOIN _timescaledb_catalog.continuous_agg AS aggregate ON aggregate.mat_hypertable_id = range.materialization_id
+    WHERE aggregate.user_view_schema = 'telemetry' AND aggregate.user_view_name = %(aggregate)s
+        AND range.lowest_modified_value < %(end_us)s AND range.greatest_modified_value >= %(start_us)s
+)
+
+-- name: refresh_windows
+-- How far back the policies reach, in days; null: to the beginning.
+SELECT aggregate.user_view_name, (extract(epoch FROM (config ->> 'start_offset')::INTERVAL) / 86400)::DOUBLE PRECISION
+FROM timescaledb_information.jobs
+JOIN _timescaledb_catalog.continuous_agg AS aggregate
+    ON aggregate.mat_hypertable_id = (config ->> 'mat_hypertable_id')::INTEGER
+WHERE proc_name = 'policy_refresh_continuous_aggregate' AND aggregate.user_view_schema = 'telemetry'
+ORDER BY 1
+
+-- name: day_is_rolled
+SELECT coalesce(rolled_until >= %(end)s, false) FROM marks
