@@ -55,6 +55,10 @@ class ManualClock:
         self._now_us += int(seconds * MICROSECONDS)
         self._elapsed += seconds
 
+    def set_wall(self, now_us: int) -> None:
+        """Set the wall clock, forward or back, as a person or a time server does; monotonic time does not notice."""
+        self._now_us = now_us
+
 
 class IdSource:
     """Makes UUID version 7 strings (RFC 9562 section 5.7): 48 bits of milliseconds, then random bits. Thread-safe."""

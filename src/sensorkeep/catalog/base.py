@@ -160,6 +160,11 @@ class BatchLedger(Protocol):
         Conflict where nothing is quarantined, another replay runs, or this one has settled."""
         ...
 
+    def ended(self, batch_ids: Sequence[str]) -> set[str]:
+        """Those of the batches that have ended, so that a claim of one which is delivered again is done. A running
+        replay changes nothing of that."""
+        ...
+
     def batch(self, batch_id: str) -> Batch:
         """One batch. Raises NotFound."""
         ...
@@ -192,6 +197,25 @@ class BatchLedger(Protocol):
     def purge(self, before_us: int) -> None:
         """Forget settled batches, and their quarantined readings, received before `before_us`. Totals stay.
         In several short transactions, so that receipts get their turn."""
+        ...
+
+
+class Attempts(Protocol):
+    """Attempts to write batches, noted before and crossed out after, so that one which ends its process is known.
+
+    What is noted outlives the process, but need not outlive a power cut.
+    """
+
+    def begin(self, batch_ids: Sequence[str]) -> None:
+        """Note one more attempt of each batch."""
+        ...
+
+    def end(self, batch_ids: Sequence[str]) -> None:
+        """Forget all attempts of these batches: their process has outlived them, or they are given up."""
+        ...
+
+    def unfinished(self, batch_ids: Sequence[str]) -> dict[str, int]:
+        """How many attempts of each batch were begun and never ended; batches without one are left out."""
         ...
 
 

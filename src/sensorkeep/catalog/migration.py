@@ -6,7 +6,7 @@ import sqlalchemy as sa
 
 from sensorkeep.errors import BadConfig
 
-HEAD = "0001"
+HEAD = "0002"
 """The newest revision in `migrations/versions`; a test holds the two together."""
 
 

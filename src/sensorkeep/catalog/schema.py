@@ -162,6 +162,14 @@ replays = sa.Table(
     sa.Index(None, "replay_of"),
 )
 
+attempts = sa.Table(
+    "attempts",
+    METADATA,
+    _key("batch_id"),
+    _number("unfinished"),
+    _number("begun_us"),
+)
+
 ledger = sa.Table(
     "ledger",
     METADATA,

@@ -1,4 +1,5 @@
-"""Any seam object with seeded faults: calls that fail, take long, happen twice, or end the process."""
+"""Any seam object with seeded faults: calls that fail, take long, happen twice, answer in another order, or end the
+process."""
 
 from __future__ import annotations
 
@@ -33,13 +34,20 @@ class Fault(enum.StrEnum):
     """It is done and reported as failed; Uncertain."""
     CRASH_AFTER = "crash_after"
     """It is done and nobody learns of it; Crashed."""
+    REORDER = "reorder"
+    """It is done and answered in another order, one that the contract allows as well."""
+
+
+Reorder = Callable[[random.Random, Any], Any]
+"""Makes an answer of the same things in another order."""
 
 
 class Faults:
     """Which faults hit which methods how often, and how often they did.
 
     `rates`: probability of each fault per call. `methods`: those that are hit. `idempotent`: those of them that
-    DUPLICATE may hit. `delay` takes seconds, 0 to `delay_seconds_max`; a simulation moves its clock by them.
+    DUPLICATE may hit. `reorder`: those that REORDER may hit, and how. `spared`: faults that never hit a method.
+    `delay` takes seconds, 0 to `delay_seconds_max`; a simulation moves its clock by them.
     The same seed gives the same faults for the same sequence of calls. Thread-safe; then the order of the calls is
     the threads' affair.
     """
@@ -51,6 +59,8 @@ class Faults:
         methods: Collection[str],
         *,
         idempotent: Collection[str] = (),
+        reorder: Mapping[str, Reorder] | None = None,
+        spared: Mapping[str, Collection[Fault]] | None = None,
         delay: Callable[[float], None] | None = None,
         delay_seconds_max: float = 1.0,
         code: str = "dependency_down",
@@ -67,6 +77,8 @@ class Faults:
         self._source = source
         self._rates = dict(rates)
         self._idempotent = frozenset(idempotent)
+        self._reorder = dict(reorder or {})
+        self._spared = dict(spared or {})
         self._delay = delay
         self._delay_seconds_max = delay_seconds_max
         self._code = code
@@ -80,7 +92,7 @@ class Faults:
         """Call `method` with the faults that chance decides."""
         if not self.active:
             return method(*args, **kwargs)
-        drawn, seconds = self._draw(name)
+        drawn, seconds, order = self._draw(name)
         if self._happens(name, Fault.DELAY, drawn) and self._delay is not None:
             self._delay(seconds)
         self._end(name, drawn, Fault.FAIL_BEFORE, Fault.CRASH_BEFORE)
@@ -88,17 +100,23 @@ class Faults:
             method(*args, **kwargs)
         answer = method(*args, **kwargs)
         self._end(name, drawn, Fault.FAIL_AFTER, Fault.CRASH_AFTER)
+        if self._happens(name, Fault.REORDER, drawn):
+            return self._reorder[name](random.Random(order), answer)  # noqa: S311 - a seeded simulation
         return answer
 
-    def _draw(self, name: str) -> tuple[set[Fault], float]:
-        """The faults of one call. Always as many random numbers, so that one rate does not shift the others."""
+    def _draw(self, name: str) -> tuple[set[Fault], float, float]:
+        """The faults of one call, its delay, and the seed of its order. Always as many random numbers, so that one
+        rate does not shift the others."""
         with self._lock:
             self.calls[name] += 1
             drawn = {fault for fault in Fault if self._source.random() < self._rates.get(fault, 0.0)}
             seconds = self._source.uniform(0.0, self._delay_seconds_max)
+            order = self._source.random()
         if name not in self._idempotent:
             drawn.discard(Fault.DUPLICATE)
-        return drawn, seconds
+        if name not in self._reorder:
+            drawn.discard(Fault.REORDER)
+        return drawn.difference(self._spared.get(name, ())), seconds, order
 
     def _happens(self, name: str, fault: Fault, drawn: set[Fault]) -> bool:
         if fault not in drawn:

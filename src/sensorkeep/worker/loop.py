@@ -2,6 +2,7 @@
 
 Every step may be repeated: a claim is acknowledged last, the store answers a batch it knows with its first counts,
 and the ledger keeps the first end of a batch. So a crash between any two steps loses nothing and counts nothing twice.
+A batch whose write ends the process is known by that and set aside; see worker/attempts.py.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, dropwhile, takewhile
+from typing import NamedTuple
 
 import msgspec
 import structlog
@@ -25,6 +27,7 @@ from sensorkeep.model import Counts, DecodedBatch, Rejections
 from sensorkeep.pubsub.base import HURRY_CHANNEL, SETTLED_CHANNEL, PubSub
 from sensorkeep.queue.base import ClaimQueue, Delivery
 from sensorkeep.tsdb.base import TimeSeriesStore, Write
+from sensorkeep.worker.attempts import AttemptKeeper
 from sensorkeep.worker.load import Loader, Skip
 
 log = structlog.get_logger(__name__)
@@ -47,6 +50,14 @@ class _Held:
     rejections: Rejections
 
 
+class _Dead(NamedTuple):
+    """A batch that is given up; its claim is acknowledged once that is recorded."""
+
+    deliveries: list[Delivery]
+    why: str
+    deaths: int = 0
+
+
 class Worker:
     """One worker on one thread: `run` blocks until `stop`."""
 
@@ -59,6 +70,7 @@ class Worker:
         inventory: Inventory,
         latest: LatestReadings,
         ledger: BatchLedger,
+        attempts: AttemptKeeper,
         pubsub: PubSub,
         clock: Clock,
         metrics: Metrics,
@@ -71,15 +83,19 @@ class Worker:
         self._inventory = inventory
         self._latest = latest
         self._ledger = ledger
+        self._attempts = attempts
         self._pubsub = pubsub
         self._clock = clock
         self._metrics = metrics
         self._housekeep = housekeep
         self._settings = settings
+        self._taken: dict[str, list[Delivery]] = {}
+        """The deliveries of this round by batch: a queue may deliver a claim twice."""
         self._held: dict[str, _Held] = {}
+        """Batches that are written, in their order."""
         self._failures: dict[str, int] = {}
         self._settled: dict[str, Counts] = {}
-        self._dead: list[tuple[Delivery, str]] = []
+        self._dead: list[_Dead] = []
         self._outcomes: deque[bool] = deque(maxlen=limits.WORKER_OUTCOMES_WATCHED)
         self._stopping = threading.Event()
         self._hurry = threading.Event()
@@ -127,9 +143,9 @@ class Worker:
         deliveries = self._gather(wait_seconds)
         if deliveries:
             try:
-                self._write(deliveries)
+                self._write_watched(deliveries)
             except BaseException:
-                done = self._held.keys() | {d.claim.batch_id for d, _ in self._dead}
+                done = self._held.keys() | {dead.deliveries[0].claim.batch_id for dead in self._dead}
                 self._queue.release([d for d in deliveries if d.claim.batch_id not in done])
                 raise
         self._settle(idle=not deliveries, urgent=any(d.claim.urgent for d in deliveries))
@@ -150,8 +166,21 @@ class Worker:
                 taken += self._queue.fetch(limits.GATHER_CLAIMS_MAX, room, 0.0)
         return taken
 
+    def _write_watched(self, deliveries: Sequence[Delivery]) -> None:
+        """Write. Where a batch may have ended a process before, note the attempt; where one has, write it alone."""
+        if self.caught_up.is_set() and all(delivery.attempts == 1 for delivery in deliveries):
+            self._write(deliveries)
+            return
+        for portion in self._attempts.portions(deliveries):
+            if portion.deaths < limits.CLAIM_DEATHS_MAX:
+                with self._attempts.noted(portion):
+                    self._write(portion.deliveries)
+            else:
+                why = f"{portion.deaths} processes ended while they wrote it"
+                self._dead.append(_Dead(portion.deliveries, why, portion.deaths))
+
     def _write(self, deliveries: Sequence[Delivery]) -> None:
-        fresh = [delivery for delivery in deliveries if not self._is_held(delivery)]
+        fresh = self._fresh(deliveries)
         gathered = self._loader.take_gathered(delivery.claim for delivery in fresh)
         loaded: list[tuple[Delivery, DecodedBatch]] = []
         skipped: list[Delivery] = []
@@ -160,11 +189,11 @@ class Worker:
             try:
                 batch = gathered.get(delivery.claim.batch_id) or self._loader.load(delivery.claim)
             except Skip:
-                skipped.append(delivery)
+                skipped += self._taken[delivery.claim.batch_id]
             except Unavailable:
                 raise
             except SensorkeepError as error:
-                self._dead.append((delivery, error.detail))
+                self._give_up(delivery, error.detail)
             except Exception as error:  # noqa: BLE001 - whatever it is, one bad batch must not hold up the others
                 failed = self._failed_alone(delivery, error)
                 if failed:  # it is tried again, and what comes after it waits for it
@@ -178,12 +207,22 @@ class Worker:
             raise Unavailable(f"{failed} batches could not be written; they are tried again")
         self._queue.ack(skipped)
 
-    def _is_held(self, delivery: Delivery) -> bool:
-        """Whether its batch is written already: a queue may deliver a claim twice. It is acknowledged with it."""
-        held = self._held.get(delivery.claim.batch_id)
-        if held is not None:
-            held.deliveries.append(delivery)
-        return held is not None
+    def _fresh(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
+        """The first delivery of each batch that is to be written. A queue may deliver a claim again: what is written
+        is acknowledged with its batch, and what has ended at once."""
+        ended = self._ledger.ended([delivery.claim.batch_id for delivery in deliveries])
+        self._taken = {}
+        done: list[Delivery] = []
+        for delivery in deliveries:
+            batch_id = delivery.claim.batch_id
+            if batch_id in self._held:
+                self._held[batch_id].deliveries.append(delivery)
+            elif batch_id in ended:
+                done.append(delivery)
+            else:
+                self._taken.setdefault(batch_id, []).append(delivery)
+        self._queue.ack(done)
+        return [same[0] for same in self._taken.values()]
 
     def _describe(self, batches: Sequence[DecodedBatch]) -> None:
         """Enter what the batches say of equipment and sensors; batches made in one go share it."""
@@ -211,7 +250,9 @@ class Worker:
             middle = len(loaded) // 2
             failed = self._write_isolating(loaded[:middle])
             return failed + len(loaded) - middle if failed else self._write_isolating(loaded[middle:])
-        self._held.update({d.claim.batch_id: _Held([d], batch.rejections) for d, batch in loaded})
+        for delivery, batch in loaded:
+            batch_id = delivery.claim.batch_id
+            self._held[batch_id] = _Held(list(self._taken[batch_id]), batch.rejections)
         for delivery, _ in loaded:
             self._failures.pop(delivery.claim.batch_id, None)
         self._settled.update(dict(settled))
@@ -227,8 +268,11 @@ class Worker:
         if failures < limits.CLAIM_ATTEMPTS_MAX:
             return 1
         del self._failures[batch_id]
-        self._dead.append((delivery, f"the store refused it {failures} times: {type(error).__name__}"))
+        self._give_up(delivery, f"the store refused it {failures} times: {type(error).__name__}")
         return 0
+
+    def _give_up(self, delivery: Delivery, why: str) -> None:
+        self._dead.append(_Dead(self._taken[delivery.claim.batch_id], why))
 
     def _settle(self, *, idle: bool, urgent: bool) -> None:
         """Merge late readings when there is time, when somebody waits, and every few seconds under load."""
@@ -243,36 +287,53 @@ class Worker:
             self._settle_at = self._clock.monotonic() + self._settings.settle_seconds
 
     def _give_back(self) -> None:
-        """A merge whose answer was lost may have been done: written again, the batches are told with their counts."""
-        unanswered = [batch_id for batch_id in self._held if batch_id not in self._settled]
+        """A merge whose answer was lost may have been done: written again, the batches are told with their counts.
+
+        Those after the first of them come again with it, so that they stay in order.
+        """
+        unanswered = list(dropwhile(lambda batch_id: batch_id in self._settled, self._held))
+        for batch_id in unanswered:
+            self._settled.pop(batch_id, None)
         self._queue.release(list(chain.from_iterable(self._held.pop(batch_id).deliveries for batch_id in unanswered)))
 
     def _record(self) -> None:
         """Enter settled and dead batches into the ledger, then acknowledge their claims."""
         self._bury()
-        if not self._settled:
+        ready = self._ready()
+        if not ready:
             return
-        known = [(self._held[batch_id], counts) for batch_id, counts in self._settled.items() if batch_id in self._held]
         self._latest.save()  # first: the claim of a replay that is settled is not loaded again
-        self._ledger.settle([Settlement(held.deliveries[0].claim, counts, held.rejections) for held, counts in known])
-        self._queue.ack(list(chain.from_iterable(held.deliveries for held, _ in known)))
-        for held, counts in known:
-            del self._held[held.deliveries[0].claim.batch_id]
+        self._ledger.settle([Settlement(held.deliveries[0].claim, counts, held.rejections) for held, counts in ready])
+        self._queue.ack(list(chain.from_iterable(held.deliveries for held, _ in ready)))
+        recorded = [held.deliveries[0].claim.batch_id for held, _ in ready]
+        for batch_id, (held, counts) in zip(recorded, ready, strict=True):
+            del self._held[batch_id], self._settled[batch_id]
             self._count(counts, held.rejections)
-        self._pubsub.publish(SETTLED_CHANNEL, msgspec.msgpack.encode(list(self._settled)))
-        self._settled.clear()
+        self._pubsub.publish(SETTLED_CHANNEL, msgspec.msgpack.encode(recorded))
+
+    def _ready(self) -> list[tuple[_Held, Counts]]:
+        """The settled batches up to the first one that is not.
+
+        After a crash what has not ended comes again: if a batch ended before an earlier one, the earlier one's value of
+        a sensor would then stand for the newest, though the later batch had corrected it.
+        """
+        self._settled = {batch_id: counts for batch_id, counts in self._settled.items() if batch_id in self._held}
+        settled = takewhile(lambda item: item[0] in self._settled, self._held.items())
+        return [(held, self._settled[batch_id]) for batch_id, held in settled]
 
     def _bury(self) -> None:
         """Enter dead letters; too many of them mean that we are at fault, not the claims: stop loudly."""
         if not self._dead:
             return
-        self._ledger.settle([Settlement(d.claim, Counts(), Rejections(), dead_letter=why) for d, why in self._dead])
-        self._queue.ack([d for d, _ in self._dead])
-        for delivery, why in self._dead:
-            log.error("dead_letter", batch_id=delivery.claim.batch_id, detail=why)
-            self._metrics.readings_quarantined.labels("dead_letter").inc(delivery.claim.readings)
-        self._outcomes.extend([False] * len(self._dead))
-        self._pubsub.publish(SETTLED_CHANNEL, msgspec.msgpack.encode([d.claim.batch_id for d, _ in self._dead]))
+        dead = [(deliveries[0].claim, why) for deliveries, why, _ in self._dead]
+        self._ledger.settle([Settlement(claim, Counts(), Rejections(), dead_letter=why) for claim, why in dead])
+        self._queue.ack(list(chain.from_iterable(deliveries for deliveries, *_ in self._dead)))
+        for claim, why in dead:
+            log.error("dead_letter", batch_id=claim.batch_id, detail=why)
+            self._metrics.readings_quarantined.labels("dead_letter").inc(claim.readings)
+        self._outcomes.extend([False] * len(dead))
+        self._pubsub.publish(SETTLED_CHANNEL, msgspec.msgpack.encode([claim.batch_id for claim, _ in dead]))
+        self._attempts.forget([dead.deliveries[0].claim.batch_id for dead in self._dead if dead.deaths])
         self._dead.clear()
         failed = self._outcomes.count(False)
         if failed >= limits.WORKER_FAILURES_MAX and 2 * failed > len(self._outcomes):
