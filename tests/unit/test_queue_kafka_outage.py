@@ -7,6 +7,13 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its way to export them is not mypy's
+    AclBinding,
+    AclOperation,
+    AclPermissionType,
+    ResourcePatternType,
+    ResourceType,
+)
 from queue_kafka_world import DEADLINE_SECONDS, KafkaWorld, claim, fetch_all, names, wait_until
 
 from sensorkeep.errors import BadConfig, Unavailable, Uncertain
@@ -25,7 +32,8 @@ pytestmark = pytest.mark.distributed
 
 PUBLISHERS = 8
 PUBLISH_BOUND_SECONDS = KAFKA_PUBLISH_SECONDS_MAX + KAFKA_PUBLISH_GRACE_SECONDS + KAFKA_CHECK_SECONDS_MAX
-USER, PASSWORD = "telemetry", "right-password"
+USER, STRANGER, PASSWORD = "telemetry", "stranger", "right-password"
+"""The stranger may do nothing."""
 
 
 class OwnKafka(Kafka):
@@ -42,9 +50,12 @@ class OwnKafka(Kafka):
         settings["advertised.listeners"] += f",{listener}"
         settings["listener.security.protocol.map"] += ",PASSWORD:SASL_PLAINTEXT"
         settings["sasl.enabled.mechanisms"] = "PLAIN"
+        users = " ".join(f'user_{user}="{PASSWORD}"' for user in (USER, STRANGER))
         settings["listener.name.password.plain.sasl.jaas.config"] = (
-            f'org.apache.kafka.common.security.plain.PlainLoginModule required user_{USER}="{PASSWORD}";'
+            f"org.apache.kafka.common.security.plain.PlainLoginModule required {users};"
         )
+        settings["authorizer.class.name"] = "org.apache.kafka.metadata.authorizer.StandardAuthorizer"
+        settings["super.users"] = f"User:ANONYMOUS;User:{USER}"
         settings["inter.broker.listener.name"] = "PLAINTEXT"
         self._settings_path.write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
 
@@ -200,19 +211,36 @@ def test_a_publish_that_waits_is_answered_when_the_queue_is_closed(broker: OwnKa
     assert len(errors) == 1
 
 
-def test_a_wrong_password_stops_the_start_and_the_right_one_works(broker: OwnKafka, kafka: KafkaWorld) -> None:
-    kafka.brokers = f"127.0.0.1:{broker.password_port}"
-    security = {
+def as_user(user: str, password: str = PASSWORD) -> dict[str, str]:
+    return {
         "security.protocol": "sasl_plaintext",
         "sasl.mechanism": "PLAIN",
-        "sasl.username": USER,
-        "sasl.password": PASSWORD,
+        "sasl.username": user,
+        "sasl.password": password,
     }
+
+
+def test_a_wrong_password_stops_the_start_and_the_right_one_works(broker: OwnKafka, kafka: KafkaWorld) -> None:
+    kafka.brokers = f"127.0.0.1:{broker.password_port}"
     started = time.monotonic()
     with pytest.raises(BadConfig, match=r"SENSORKEEP_QUEUE_URL.*Authentication failed") as caught:
-        kafka.open(security={**security, "sasl.password": "wrong-password"})
+        kafka.open(security=as_user(USER, "wrong-password"))
     assert time.monotonic() - started < 5.0
     assert "wrong-password" not in str(caught.value)
-    queue = kafka.open(security=security)
+    queue = kafka.open(security=as_user(USER))
     queue.publish([claim("1")])
     assert names(fetch_all(queue, 1)) == ["1"]
+
+
+def test_who_may_not_make_the_topic_or_use_the_group_is_told_at_the_start(broker: OwnKafka, kafka: KafkaWorld) -> None:
+    kafka.brokers = f"127.0.0.1:{broker.password_port}"
+    with pytest.raises(BadConfig, match=rf"SENSORKEEP_QUEUE_URL.*make the topic {kafka.topic}: Authorization"):
+        kafka.open(consume=False, security=as_user(STRANGER))
+    kafka.open(consume=False, security=as_user(USER))
+    allowed = AclBinding(
+        ResourceType.TOPIC, kafka.topic, ResourcePatternType.PREFIXED, f"User:{STRANGER}", "*", AclOperation.ALL,
+        AclPermissionType.ALLOW,
+    )  # fmt: skip
+    kafka.admin.create_acls([allowed])[allowed].result()
+    with pytest.raises(BadConfig, match=rf"SENSORKEEP_QUEUE_URL.*group {kafka.topic} .*[Aa]uthorization"):
+        kafka.open(consume=False, security=as_user(STRANGER))

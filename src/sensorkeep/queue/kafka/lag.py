@@ -31,8 +31,9 @@ _READER_SETTINGS = {
 }
 """Of a reader of single messages, no member of the group: it is told what to read, and commits nothing."""
 
-_COORDINATOR_MOVES = frozenset(
+_PASSING = frozenset(
     {
+        KafkaError._TIMED_OUT,
         KafkaError._WAIT_COORD,
         KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
         KafkaError.COORDINATOR_NOT_AVAILABLE,
@@ -40,6 +41,7 @@ _COORDINATOR_MOVES = frozenset(
     }
 )
 """Answers of a cluster that is about to know better."""
+_TRY_SECONDS = 0.5
 _AGAIN_SECONDS = 0.05
 
 
@@ -83,11 +85,17 @@ class Lag:
             with self._asking:
                 self._committed([0], self._clock.monotonic() + KAFKA_START_SECONDS_MAX)
         except KafkaException as exception:
-            self.close()
             what, error = f"the consumer group {self._group} cannot be asked", error_of(exception)
+            self.close()
             if error.code() in REFUSALS:
                 raise BadConfig(f"SENSORKEEP_QUEUE_URL: {what}: {error.str()}") from exception
             raise unavailable(f"{what} (SENSORKEEP_QUEUE_URL)", error) from exception
+
+    def _refusal(self) -> KafkaError | None:
+        """The brokers' refusal, if there is one: the client goes on asking, and tells of it as of a message."""
+        message = self._reader_now().poll(0)
+        error = message.error() if message is not None else None
+        return error if error is not None and error.code() in REFUSALS else None
 
     def depth(self) -> QueueDepth:
         """The depth now, or a moment ago. Raises Unavailable."""
@@ -135,12 +143,15 @@ class Lag:
         asked = [TopicPartition(self._topic, p) for p in numbers]
         while True:
             try:
-                places = self._reader_now().committed(asked, timeout=self._left(deadline))
+                places = self._reader_now().committed(asked, timeout=min(_TRY_SECONDS, self._left(deadline)))
                 failed = next((place.error for place in places if place.error is not None), None)
                 if failed is not None:
                     raise KafkaException(failed)
             except KafkaException as error:
-                if error_of(error).code() not in _COORDINATOR_MOVES or self._clock.monotonic() > deadline:
+                refusal = self._refusal()
+                if refusal is not None:
+                    raise KafkaException(refusal) from error
+                if error_of(error).code() not in _PASSING or self._clock.monotonic() > deadline:
                     raise
                 time.sleep(_AGAIN_SECONDS)
             else:
