@@ -103,18 +103,20 @@ class Target:
                 raise Retry("a reading was written by somebody else meanwhile")
 
     def _mark(self, identities: _Identities, written: Integers) -> None:
-        """Enter the hours of the identities `written` that are, or are about to be, rolled up; and that their days were
-        written to."""
+        """Enter the hours of the identities `written` that are, or are about to be, rolled up; and that days that may
+        soon be sealed were written to."""
+        days = np.unique(np.floor_divide(identities.time_us[written], DAY_US))
+        old_days = days[days < self.now_us // DAY_US - 1].tolist()
+        if old_days:
+            self.session.execute(statement("touch_days"), {"days": old_days, "now": moment(self.now_us)})
         if self.marking_us is None:
             return
         passed = written[identities.time_us[written] < self.marking_us]
-        if len(passed) == 0:
-            return
-        hours = np.floor_divide(identities.time_us[passed], HOUR_US)
-        touched = np.unique(np.stack([identities.series[passed], hours]), axis=1)
-        self.session.execute(statement("mark_dirty"), {"series": touched[0].tolist(), "hours": touched[1].tolist()})
-        days = np.unique(np.floor_divide(identities.time_us[passed], DAY_US)).tolist()
-        self.session.execute(statement("touch_days"), {"days": days, "now": moment(self.now_us)})
+        if len(passed):
+            hours = np.floor_divide(identities.time_us[passed], HOUR_US)
+            touched = np.unique(np.stack([identities.series[passed], hours]), axis=1)
+            marks = {"series": touched[0].tolist(), "hours": touched[1].tolist()}
+            self.session.execute(statement("mark_dirty"), marks)
 
     def _merge(self, identities: _Identities) -> Integers:
         """Merge readings of days whose raw is gone. Nothing can be recognized there but what is repeated here."""
