@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn, TypeVar
 
 import sqlalchemy as sa
@@ -15,7 +16,7 @@ from sensorkeep.catalog.prepared import Prepared
 from sensorkeep.catalog.schema import equipment as equipment_table
 from sensorkeep.catalog.schema import sensors as sensors_table
 from sensorkeep.errors import NotFound
-from sensorkeep.limits import DESCRIPTIONS_CACHED_MAX
+from sensorkeep.limits import DESCRIPTIONS_CACHED_MAX, DESCRIPTIONS_TRUSTED_SECONDS
 from sensorkeep.model import Equipment, Sensor, canonical_uuid
 
 _Described = TypeVar("_Described", Equipment, Sensor)
@@ -23,15 +24,20 @@ _Described = TypeVar("_Described", Equipment, Sensor)
 
 class _Remembered:
     """Hashes of the descriptions stored last, by uuid, in two generations: a full one becomes the old one and what
-    is still used moves over, so that bounding it costs nothing per look-up."""
+    is still used moves over, so that bounding it costs nothing per look-up.
 
-    def __init__(self, entries_max: int) -> None:
+    With `trusted_seconds` each is forgotten once in that time, at a moment of its own: another process may have stored
+    something else meanwhile.
+    """
+
+    def __init__(self, entries_max: int, trusted_seconds: int | None) -> None:
         self._generation_max = max(1, entries_max // 2)
+        self._trusted_seconds = trusted_seconds
         self._young: dict[str, int] = {}
         self._old: dict[str, int] = {}
 
-    def holds(self, description: Equipment | Sensor) -> bool:
-        """Whether exactly this was the last description stored under its uuid."""
+    def holds(self, description: Equipment | Sensor, now: float) -> bool:
+        """Whether exactly this was the last description stored under its uuid. `now`: a monotonic clock's seconds."""
         uuid = description.uuid
         known = self._young.get(uuid)
         if known is None:
@@ -39,27 +45,43 @@ class _Remembered:
             if known is None:
                 return False
             self._put(uuid, known)
-        return known == hash(description)
+        return known == self._mark(description, now)
 
-    def add(self, description: Equipment | Sensor) -> None:
+    def add(self, description: Equipment | Sensor, now: float) -> None:
         """Remember a description that was stored."""
-        self._put(description.uuid, hash(description))
+        self._put(description.uuid, self._mark(description, now))
 
-    def _put(self, uuid: str, digest: int) -> None:
+    def _mark(self, description: Equipment | Sensor, now: float) -> int:
+        if self._trusted_seconds is None:
+            return hash(description)
+        # Another number each time the uuid's own moment has passed.
+        period = int(now + hash(description.uuid) % self._trusted_seconds) // self._trusted_seconds
+        return hash((description, period))
+
+    def _put(self, uuid: str, mark: int) -> None:
         if len(self._young) >= self._generation_max:
             self._old = self._young
             self._young = {}
-        self._young[uuid] = digest
+        self._young[uuid] = mark
 
 
 class CatalogInventory:
     """The Inventory of the catalog."""
 
-    def __init__(self, database: Database, descriptions_cached_max: int = DESCRIPTIONS_CACHED_MAX) -> None:
+    def __init__(
+        self,
+        database: Database,
+        descriptions_cached_max: int = DESCRIPTIONS_CACHED_MAX,
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._database = database
+        self._monotonic = monotonic
         self._lock = threading.Lock()
-        self._equipment_stored = _Remembered(descriptions_cached_max // 4)
-        self._sensors_stored = _Remembered(descriptions_cached_max)
+        # A catalog in a file has one process that describes.
+        trusted_seconds = None if database.is_sqlite else DESCRIPTIONS_TRUSTED_SECONDS
+        self._equipment_stored = _Remembered(descriptions_cached_max // 4, trusted_seconds)
+        self._sensors_stored = _Remembered(descriptions_cached_max, trusted_seconds)
         self._put_equipment = self._merge(equipment_table, Equipment)
         self._put_sensor = self._merge(sensors_table, Sensor)
         self._put_unknown_equipment = database.prepare_insert(
@@ -69,10 +91,15 @@ class CatalogInventory:
     def describe(self, equipment: Iterable[Equipment], sensors: Iterable[Sensor]) -> None:
         # Held over the write: what is remembered last must be what was stored last.
         with self._lock:
-            new_equipment = [item for item in equipment if not self._equipment_stored.holds(item)]
-            new_sensors = [item for item in sensors if not self._sensors_stored.holds(item)]
+            now = self._monotonic()
+            new_equipment = [item for item in equipment if not self._equipment_stored.holds(item, now)]
+            new_sensors = [item for item in sensors if not self._sensors_stored.holds(item, now)]
             if new_equipment or new_sensors:
                 self._store(new_equipment, new_sensors)
+                for item in new_equipment:
+                    self._equipment_stored.add(item, now)
+                for sensor in new_sensors:
+                    self._sensors_stored.add(sensor, now)
 
     def equipment(self, identifier: str) -> Equipment:
         return self._find(_FIND_EQUIPMENT, Equipment, identifier, "equipment")
@@ -125,17 +152,17 @@ class CatalogInventory:
                 self._put_sensor.run(connection, by_uuid[1])
 
         self._database.transact(put)
-        for item in equipment:
-            self._equipment_stored.add(item)
-        for sensor in sensors:
-            self._sensors_stored.add(sensor)
 
     def _merge(self, table: sa.Table, kind: type[Equipment] | type[Sensor]) -> Prepared:
         names = kind.__struct_fields__
 
         def keep_what_is_not_said(insert: sqlite.Insert) -> sa.Insert:
             said = {name: sa.func.coalesce(insert.excluded[name], table.c[name]) for name in names if name != "uuid"}
-            return insert.on_conflict_do_update(index_elements=["uuid"], set_=said)
+            if self._database.is_sqlite:
+                return insert.on_conflict_do_update(index_elements=["uuid"], set_=said)
+            # What is stored again because it is no longer trusted is mostly the same: PostgreSQL would write it anew.
+            news = sa.or_(*(table.c[name].is_distinct_from(value) for name, value in said.items()))
+            return insert.on_conflict_do_update(index_elements=["uuid"], set_=said, where=news)
 
         return self._database.prepare_insert(table, names, keep_what_is_not_said)
 
