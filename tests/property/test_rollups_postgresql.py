@@ -3,7 +3,6 @@ identity the one accepted later stays, in whatever order their batches are writt
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,15 +11,19 @@ import psycopg
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from test_rollups import BATCHES, CONTENTS, REVISITS, Content, Model, Row, Run, batch_of, step
+from test_rollups import BATCHES, REVISITS, Content, Model, Row, Run, batch_of, step
 from tsdb_world import SHARED, postgres_database
 
 from sensorkeep.clock import DAY_US, MINUTE_US
-from sensorkeep.tsdb.base import TimeSeriesStore, Write
+from sensorkeep.tsdb.base import Write
 from sensorkeep.tsdb.postgres import PostgresStore
 
 SMALL_STEPS = {"rolling._SERIES_FIRST": 1, "rolling._SERIES_MAX": 2, "reading._BUCKETS_MIN": 1}
 """So that three sensors take several steps."""
+
+
+Spot = tuple[int, int, int, int]
+"""Sensor, hours back from the present hour, minute, microsecond."""
 
 
 class SharedModel(Model):
@@ -41,9 +44,8 @@ class SharedModel(Model):
         for batch_id, rows, accepted_us in batches:
             if batch_id not in self.counts and batch_id not in new:
                 new[batch_id] = (rows, accepted_us)
-        for batch_id, (rows, accepted_us) in sorted(new.items(), key=lambda item: item[1][1]):
-            self.counts[batch_id] = [0, 0, 0]
-            self.settled.add(batch_id)
+        self.counts |= {batch_id: [0, 0, 0] for batch_id in new}
+        self.settled |= new.keys()
         ordered = sorted(new.items(), key=lambda item: item[1][1])
         self._apply([(batch_id, row) for batch_id, (rows, at) in ordered for row in self._counted(batch_id, rows, at)],
                     now_us)  # fmt: skip
@@ -72,7 +74,9 @@ class SharedRun(Run):
     def _open(self) -> Any:
         return PostgresStore(self.url, clock=self.clock, raw_retention_days=self.retention_days)
 
-    def write_late_claims(self, batches: list[list[tuple[tuple[int, int, int, int], Content]]], lags: list[int]) -> None:
+    def write_late_claims(
+        self, batches: list[list[tuple[tuple[int, int, int, int], Content]]], lags: list[int]
+    ) -> None:
         """Batches that were accepted some minutes ago, or in another order than they are written in."""
         named = []
         for rows, lag in zip(batches, lags, strict=False):
