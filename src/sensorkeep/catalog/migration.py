@@ -9,6 +9,9 @@ from sensorkeep.errors import BadConfig
 HEAD = "0002"
 """The newest revision in `migrations/versions`; a test holds the two together."""
 
+_ADVISORY_LOCK = 7_363_281
+"""Any number that nothing else in the database uses: two must not migrate at the same time."""
+
 
 def stored_revision(connection: sa.Connection) -> str | None:
     """The revision of the tables, or None where there are none yet."""
@@ -24,6 +27,9 @@ def upgrade(connection: sa.Connection, revision: str = "head") -> None:
     from alembic.config import Config
     from alembic.util import CommandError
 
+    if connection.dialect.name == "postgresql":
+        # Before anything is looked at; it ends with the transaction.
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_ADVISORY_LOCK)))
     config = Config()
     config.set_main_option("script_location", "sensorkeep.catalog:migrations")
     config.attributes["connection"] = connection

@@ -7,15 +7,10 @@ from alembic import context
 
 from sensorkeep.catalog.schema import METADATA
 
-_ADVISORY_LOCK = 7_363_281
-"""Any number that nothing else in the database uses: two processes must not migrate at the same time."""
-
 
 def run() -> None:
     """Run what was asked for within the transaction that the connection is in."""
     connection: sa.Connection = context.config.attributes["connection"]
-    if connection.dialect.name == "postgresql":
-        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_ADVISORY_LOCK)))
     # SQLite's DDL is transactional here, since our transactions begin with an explicit BEGIN.
     context.configure(connection=connection, target_metadata=METADATA, transactional_ddl=True, render_as_batch=True)
     with context.begin_transaction():
