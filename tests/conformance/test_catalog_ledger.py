@@ -163,6 +163,18 @@ def test_a_dead_letter_sets_all_its_readings_aside_with_the_reason(ledger: Batch
     assert len(ledger.quarantine(batch.batch_id, None, 10)) == 2
 
 
+def test_what_has_ended_is_told_and_a_replay_does_not_undo_that(ledger: BatchLedger) -> None:
+    waiting, ended, dead, replayed = claim(3), claim(3), claim(3), partial(ledger)
+    receive(ledger, waiting, ended, dead)
+    settle(ledger, ended, Counts(3))
+    settle(ledger, dead, Counts(), dead="gone")
+    ledger.reopen(replayed.batch_id, "r1")
+    known = [batch.batch_id for batch in (waiting, ended, dead, replayed)]
+    assert ledger.ended([*known, "never heard of"]) == {ended.batch_id, dead.batch_id, replayed.batch_id}
+    assert ledger.ended([]) == set()
+    assert ledger.ended([waiting.batch_id] * (LEDGER_PORTION_ROWS + 1)) == set()
+
+
 def test_the_quarantine_is_listed_newest_first_by_page_batch_and_reason(ledger: BatchLedger) -> None:
     first, second = claim(3, 3), claim(2, 2)
     settle(ledger, first, Counts(), rejected((0, 0), (0, 1), (0, 2)))

@@ -13,9 +13,10 @@ from sensorkeep.errors import Conflict, Unavailable
 from sensorkeep.model import Claim, WireFormat
 from sensorkeep.object_store.base import ObjectStore
 from sensorkeep.object_store.memory import MemoryObjectStore
-from sensorkeep.queue.base import ClaimQueue
+from sensorkeep.queue.base import ClaimQueue, Delivery
 from sensorkeep.queue.sqlite import SqliteClaimQueue
 from sensorkeep.testing.faulty import Crashed, Fault, Faults, faulty
+from sensorkeep.testing.redelivery import RedeliveringQueue, reorder_list, reorder_sources
 
 CALLS = 400
 
@@ -112,7 +113,8 @@ def test_the_same_seed_gives_the_same_faults_at_about_the_rates_asked_for() -> N
     assert faults.counts == faults_again.counts
     assert run(8, rates)[0] != outcomes
     assert faults.calls["put"] == CALLS
-    for fault in Fault:
+    assert faults.total(Fault.REORDER) == 0, "nobody said how"
+    for fault in set(Fault) - {Fault.REORDER}:
         assert 0.05 * CALLS < faults.total(fault) < 0.3 * CALLS, fault
 
 
@@ -122,6 +124,69 @@ def test_counts_equal_what_the_callers_saw() -> None:
     assert sum("fail_after" in outcome for outcome in outcomes) == faults.total(Fault.FAIL_AFTER) > 0
     assert sum("crash_after" in outcome for outcome in outcomes) == faults.total(Fault.CRASH_AFTER) > 0
     assert outcomes.count("done") == CALLS - sum(faults.counts.values())
+
+
+def test_reorder_gives_the_answer_in_another_order_that_the_seed_decides() -> None:
+    orders = []
+    for seed in (1, 1, 2):
+        real = store()
+        for number in range(20):
+            real.put(str(number), [b""])
+        faults = Faults(random.Random(seed), {Fault.REORDER: 1.0}, ["list"], reorder={"list": reorder_list})
+        orders.append(keys(faulty(real, faults)))
+        assert faults.counts == Counter({("list", Fault.REORDER): 1})
+        assert sorted(orders[-1]) == sorted(keys(real)) != orders[-1]
+    assert orders[0] == orders[1] != orders[2]
+
+
+def test_a_method_is_spared_what_cannot_happen_to_it() -> None:
+    rates = {Fault.FAIL_BEFORE: 1.0, Fault.CRASH_AFTER: 1.0}
+    faults = Faults(random.Random(1), rates, ["put", "get"], spared={"put": [Fault.FAIL_BEFORE]})
+    backend = faulty(store(), faults)
+    with pytest.raises(Crashed):
+        backend.put("a", [b"1"])
+    with pytest.raises(Unavailable):
+        backend.get("a")
+
+
+def delivery(number: int, credential: str) -> Delivery:
+    claim = Claim(
+        batch_id=str(number), wire_format=WireFormat.READINGS, received_us=1, readings=1, credential=credential
+    )
+    return Delivery(claim, number, 1)
+
+
+def test_sources_are_mixed_anew_and_each_stays_in_order() -> None:
+    sent = [delivery(number, "ab"[number % 2]) for number in range(20)]
+    seen = set()
+    for seed in range(5):
+        mixed = reorder_sources(random.Random(seed), sent)
+        seen.add(tuple(d.token for d in mixed))
+        for credential in "ab":
+            mine = [d.token for d in mixed if d.claim.credential == credential]
+            assert mine == sorted(mine)
+        assert sorted(mixed, key=lambda d: d.token) == sent
+    assert len(seen) == 5
+
+
+def test_a_redelivering_queue_delivers_claims_again_and_their_copies_change_nothing(tmp_path: Path) -> None:
+    clock = ManualClock(0)
+    taken: list[Claim] = []
+    queue = RedeliveringQueue(SqliteClaimQueue(tmp_path / "queue.db", clock), clock, random.Random(1), rate=1.0)
+    queue.on_publish = taken.extend
+    queue.publish([delivery(number, "a").claim for number in range(3)])
+    assert [claim.batch_id for claim in taken] == ["0", "1", "2"]
+    first = queue.fetch(9, 9, 0.0)
+    again = queue.fetch(9, 9, 0.0)
+    assert {d.claim.batch_id for d in again} <= {d.claim.batch_id for d in first}
+    assert len(again) == queue.redelivered > 0
+    queue.ack(again)
+    queue.release(again)
+    assert queue.depth().claims == 3
+    queue.ack(first)
+    assert queue.depth().claims == 0
+    assert queue.fetch(9, 9, 0.0), "what is acknowledged may come again"
+    queue.close()
 
 
 def test_a_mistake_in_the_plan_is_an_error_at_once() -> None:

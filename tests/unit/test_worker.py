@@ -312,3 +312,58 @@ def test_a_claim_that_is_delivered_twice_is_stored_and_acknowledged_once(pipelin
     work_to_rest(pipeline)
     assert totals(pipeline) == Accounting(received=15, stored=15)
     assert pipeline.queue.depth().claims == 0
+
+
+def test_a_claim_that_is_delivered_twice_in_one_round_is_stored_and_acknowledged_once(pipeline: Pipeline) -> None:
+    send(pipeline, 0, 5)
+    fetch = pipeline.queue.fetch
+    pipeline.queue.fetch = lambda *most: 2 * fetch(*most)  # type: ignore[method-assign]
+    pipeline.worker.round()
+    pipeline.queue.fetch = fetch  # type: ignore[method-assign]
+    work_to_rest(pipeline)
+    assert totals(pipeline) == Accounting(received=5, stored=5)
+    assert pipeline.queue.depth().claims == 0
+
+
+def test_a_claim_that_comes_again_after_its_end_changes_nothing(pipeline: Pipeline) -> None:
+    send(pipeline, 0, 5, value=1.0)
+    pipeline.queue.rate = 1.0
+    work_to_rest(pipeline)
+    send(pipeline, 0, 5, value=2.0)
+    for _ in range(4):
+        pipeline.worker.round()
+    assert pipeline.queue.redelivered > 4
+    newest = pipeline.latest.find([SENSOR])[0][SENSOR]
+    assert newest.value == 2.0
+    assert totals(pipeline) == Accounting(received=10, stored=5, updated=5)
+
+
+def test_a_dead_letter_that_comes_again_stays_one(pipeline: Pipeline) -> None:
+    dead = send(pipeline, 0, 5)
+    write = pipeline.store.write
+    refuse(pipeline, {dead})
+    work_to_rest(pipeline)
+    pipeline.store.write = write  # type: ignore[method-assign]
+    pipeline.queue.rate = 1.0
+    for _ in range(3):
+        pipeline.worker.round()
+    assert pipeline.queue.redelivered
+    assert raw_count(pipeline) == 0
+    assert totals(pipeline) == Accounting(received=5, quarantined=5)
+
+
+def test_the_newest_value_is_the_one_accepted_last_though_the_process_dies_in_between(pipeline: Pipeline) -> None:
+    send(pipeline, 0, 1)
+    work_to_rest(pipeline)
+    late = rfc3339(START_US - DAY_US)
+    send(pipeline, 50, 1, value=1.0, timestamp=late)  # the late one makes its batch wait for a merge
+    send(pipeline, 50, 1, value=2.0)
+    settle = pipeline.store.settle
+    pipeline.store.settle = list  # type: ignore[method-assign]
+    for _ in range(2):
+        pipeline.worker.round()
+    pipeline.store.settle = settle  # type: ignore[method-assign]
+    pipeline.crash()
+    work_to_rest(pipeline)
+    assert pipeline.latest.find([SENSOR])[0][SENSOR].value == 2.0
+    assert totals(pipeline).updated == 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import count
 from typing import Any
 
@@ -92,9 +92,11 @@ def reorder_sources(source: random.Random, deliveries: Sequence[Delivery]) -> li
     return [waiting[credential].popleft() for credential in credentials]
 
 
-def reorder_list(source: random.Random, answer: Sequence[Any]) -> list[Any]:
+def reorder_list(source: random.Random, answer: Iterable[Any]) -> list[Any]:
     """An answer whose order means nothing, in another one."""
-    return source.sample(list(answer), len(answer))
+    mixed = list(answer)
+    source.shuffle(mixed)
+    return mixed
 
 
 def _originals(deliveries: Sequence[Delivery]) -> list[Delivery]:
