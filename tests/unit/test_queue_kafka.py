@@ -288,6 +288,8 @@ def test_a_topic_of_which_most_messages_are_no_claims_stops_the_worker_and_keeps
         fetch_all(queue, 1)
     assert queue.damaged() == WORKER_FAILURES_MAX
     assert queue.depth().claims == 200 - WORKER_FAILURES_MAX
+    with pytest.raises(Corrupt):  # the rest was given back
+        fetch_all(queue, 1)
 
 
 # --- what others see ---
