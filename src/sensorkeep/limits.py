@@ -232,7 +232,7 @@ GATHER_READINGS_MAX = 200_000
 """Readings written in one transaction: DuckDB's cost per row falls until about here (DESIGN, decisions)."""
 GATHER_CLAIMS_MAX = 2_000
 """Claims taken at once, so that a flood of tiny claims does not make one endless transaction."""
-GATHER_SECONDS = 0.5
+GATHER_SECONDS = 1.0
 """(setting) How long the worker waits for more claims before it writes what it has."""
 SETTLE_SECONDS = 5.0
 """Under load, late readings are merged this often; when idle, at once."""
