@@ -125,6 +125,18 @@ def test_of_an_equal_time_the_value_offered_last_stands_everywhere(installation:
     assert one.reading("s") == other.reading("s") == reading(9, 4.0)
 
 
+def test_a_worker_that_comes_to_an_old_claim_does_not_undo_a_correction(installation: Installation) -> None:
+    gateway, worker, other = installation.process(), installation.process(worker=True), installation.process()
+    gateway.offer([reading(9, 1.0)], [record(9, 1)])
+    other.offer([reading(9, 2.0)], [record(9, 2)])
+    worker.offer([reading(9, 1.0)], [record(9, 1)], again=True)
+    for process in (gateway, worker, other):
+        assert process.reading("s") == reading(9, 2.0)
+        assert process.record("e") == record(9, 2)
+    worker.offer([reading(10, 3.0)], again=True)
+    assert gateway.reading("s") == reading(10, 3.0), "what nobody offered before it takes"
+
+
 def test_times_before_the_epoch_and_far_ahead_are_compared_as_any_others(installation: Installation) -> None:
     one, other = installation.process(), installation.process()
     times = [-2_208_988_800_000_000, -1, 0, 1, 1_790_000_000_000_000, 1_790_000_000_000_001, 4_102_444_800_000_000]

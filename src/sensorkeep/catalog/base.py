@@ -53,8 +53,15 @@ class LatestReadings(Protocol):
         """Whether look-ups read memory alone, so that the event loop may make them."""
         ...
 
-    def offer(self, readings: Iterable[LatestReading], records: Iterable[LatestRecord] = ()) -> None:
-        """Take those that are not older than what is known (same time replaces: a correction)."""
+    def offer(
+        self, readings: Iterable[LatestReading], records: Iterable[LatestRecord] = (), *, again: bool = False
+    ) -> None:
+        """Take those that are not older than what is known (same time replaces: a correction).
+
+        `again`: they were offered when they were accepted, and a worker has come to them. Where one worker comes to
+        everything in the order of acceptance, that decides between equal times; where several do, only the first offer
+        does.
+        """
         ...
 
     def reading(self, sensor_uuid: str) -> LatestReading | None:

@@ -29,7 +29,9 @@ class CatalogLatestReadings:
         self._changed_readings: set[str] = set()
         self._changed_records: set[str] = set()
 
-    def offer(self, readings: Iterable[LatestReading], records: Iterable[LatestRecord] = ()) -> None:
+    def offer(
+        self, readings: Iterable[LatestReading], records: Iterable[LatestRecord] = (), *, again: bool = False
+    ) -> None:
         with self._lock:
             for reading in readings:
                 _take(reading.sensor_uuid, reading, self._readings, self._changed_readings)

@@ -20,7 +20,7 @@ import structlog
 from sensorkeep.catalog.database import Database
 from sensorkeep.catalog.latest_table import LatestTable
 from sensorkeep.catalog.valkey_latest import Latest, NewestHash
-from sensorkeep.errors import Unavailable
+from sensorkeep.errors import SensorkeepError, Unavailable
 from sensorkeep.limits import (
     LATEST_ABSENT_SECONDS,
     LATEST_REMEMBERED_MAX,
@@ -50,9 +50,11 @@ class SharedLatestReadings:
         self._records = _Shared(records, lambda uuids: table.find((), uuids)[1])
         valkey.on_return(self._share_again)
 
-    def offer(self, readings: Iterable[LatestReading], records: Iterable[LatestRecord] = ()) -> None:
-        self._readings.offer(readings, keep_changes=self._saves)
-        self._records.offer(records, keep_changes=self._saves)
+    def offer(
+        self, readings: Iterable[LatestReading], records: Iterable[LatestRecord] = (), *, again: bool = False
+    ) -> None:
+        self._readings.offer(readings, keep_changes=self._saves, again=again)
+        self._records.offer(records, keep_changes=self._saves, again=again)
 
     def reading(self, sensor_uuid: str) -> LatestReading | None:
         return self._readings.find([sensor_uuid]).get(sensor_uuid)
@@ -79,7 +81,7 @@ class SharedLatestReadings:
         """Valkey is back: offer what it has missed."""
         try:
             shared = self._readings.share_again() + self._records.share_again()
-        except Unavailable:
+        except SensorkeepError:
             return  # it is gone again, and will be back again
         if shared:
             log.info("latest_shared_again", values=shared)
@@ -100,10 +102,12 @@ class _Shared(Generic[Latest]):
         self._changed: dict[str, Latest] = {}
         self._unshared: dict[str, Latest] = {}
         self._unshared_lost = False
+        self._unshared_are_first = False
+        """Whether some of them were offered for the first time, which decides between equal times."""
         self._share_again_at = 0.0
 
-    def offer(self, values: Iterable[Latest], *, keep_changes: bool) -> None:
-        """Take values; of one uuid the newest, and of equal times the last."""
+    def offer(self, values: Iterable[Latest], *, keep_changes: bool, again: bool) -> None:
+        """Take values; of one uuid the newest, and of equal times the last, or with `again` what is known."""
         offered: dict[str, Latest] = {}
         for value in values:
             _put(offered, self._newest.uuid_of(value), value)
@@ -111,15 +115,15 @@ class _Shared(Generic[Latest]):
             return
         with self._lock:
             for uuid, value in offered.items():
-                self._remember(uuid, value)
+                self._remember(uuid, value, again)
                 if keep_changes:
                     _put(self._changed, uuid, value)
         try:
-            self._share(list(offered.values()))
+            self._share(list(offered.values()), again)
             if self._unshared and time.monotonic() >= self._share_again_at:
                 self.share_again()
-        except Unavailable:
-            self._keep_unshared(offered)
+        except SensorkeepError:
+            self._keep_unshared(offered, are_first=not again)
 
     def find(self, uuids: Sequence[str]) -> dict[str, Latest]:
         """The newest values, by uuid."""
@@ -165,19 +169,20 @@ class _Shared(Generic[Latest]):
             self._share_again_at = time.monotonic() + LATEST_SHARED_AGAIN_SECONDS
             unshared, self._unshared = self._unshared, {}
             lost, self._unshared_lost = self._unshared_lost, False
+            are_first, self._unshared_are_first = self._unshared_are_first, False
         try:
             if lost:  # it may hold values that are older than what nobody remembers here
                 self._newest.clear()
-            self._share(list(unshared.values()))
-        except Unavailable:
+            self._share(list(unshared.values()), again=not are_first)
+        except SensorkeepError:
             self._unshared_lost = self._unshared_lost or lost
-            self._keep_unshared(unshared)
+            self._keep_unshared(unshared, are_first=are_first)
             raise
         return len(unshared)
 
-    def _share(self, values: list[Latest]) -> None:
+    def _share(self, values: list[Latest], again: bool) -> None:
         """Offer values to Valkey. Where it knows none, the table decides whether they are the newest."""
-        left_out = self._newest.offer(values)
+        left_out = self._newest.offer(values, correct=not again)
         if not left_out:
             return
         for known in self._in_table([self._newest.uuid_of(value) for value in left_out]):
@@ -186,7 +191,7 @@ class _Shared(Generic[Latest]):
         # The table's first: of equal times the one offered stands.
         for value in reversed(left_out):
             _put(newest, self._newest.uuid_of(value), value)
-        self._newest.offer(newest.values(), fill=True)
+        self._newest.offer(newest.values(), fill=True, correct=not again)
 
     def _from_table(self, uuids: Sequence[str], *, fill: bool) -> dict[str, Latest]:
         try:
@@ -202,7 +207,7 @@ class _Shared(Generic[Latest]):
 
     def _fill(self, values: list[Latest]) -> None:
         with contextlib.suppress(Unavailable):  # the next look-up fills it
-            self._newest.offer(values, fill=True)
+            self._newest.offer(values, fill=True, correct=False)
 
     def _note_absent(self, uuids: list[str], now: float) -> None:
         with self._lock:
@@ -210,18 +215,19 @@ class _Shared(Generic[Latest]):
                 self._absent = {}
             self._absent |= dict.fromkeys(uuids[:LATEST_REMEMBERED_MAX], now + LATEST_ABSENT_SECONDS)
 
-    def _keep_unshared(self, values: dict[str, Latest]) -> None:
+    def _keep_unshared(self, values: dict[str, Latest], *, are_first: bool) -> None:
         with self._lock:
+            self._unshared_are_first = self._unshared_are_first or are_first
             for uuid, value in values.items():
                 _put(self._unshared, uuid, value)
             while len(self._unshared) > LATEST_UNSHARED_MAX:
                 del self._unshared[next(iter(self._unshared))]
                 self._unshared_lost = True
 
-    def _remember(self, uuid: str, value: Latest) -> None:
+    def _remember(self, uuid: str, value: Latest, again: bool) -> None:
         """With the lock held."""
         known = self._young.get(uuid) or self._old.get(uuid)
-        if known is not None and known.time_us > value.time_us:
+        if known is not None and (known.time_us > value.time_us or (again and known.time_us == value.time_us)):
             return
         if len(self._young) >= LATEST_REMEMBERED_MAX // 2 and uuid not in self._young:
             self._old, self._young = self._young, {}

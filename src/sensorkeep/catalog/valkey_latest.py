@@ -40,14 +40,14 @@ class NewestHash(Generic[Latest]):
         uuid: str = getattr(value, self._uuid_field)
         return uuid
 
-    def offer(self, values: Iterable[Latest], *, fill: bool = False) -> list[Latest]:
-        """Enter those that are not older than what is there; of an equal time the one offered last stands.
+    def offer(self, values: Iterable[Latest], *, fill: bool = False, correct: bool = True) -> list[Latest]:
+        """Enter those that are newer than what is there, and with `correct` those of the same time.
 
         Returns those left out because nothing is there; with `fill` they are entered. Raises Unavailable.
         """
         left_out: list[Latest] = []
         for portion in _portions(values):
-            arguments: list[str | bytes] = ["fill" if fill else "known"]
+            arguments: list[str | bytes] = ["fill" if fill else "known", "correct" if correct else "keep"]
             for value in portion:
                 arguments.append(self.uuid_of(value))
                 arguments.append(b"%016d" % (value.time_us + _TIME_OFFSET_US) + self._encode(value))

@@ -57,7 +57,7 @@ class Loader:
 
         Ingest offered them too, for look-ups to see at once, but its threads may have overtaken each other.
         """
-        self._latest.offer(newest_of(batches), [record for batch in batches for record in batch.records])
+        self._latest.offer(newest_of(batches), [record for batch in batches for record in batch.records], again=True)
 
     def _load_replay(self, claim: Claim, batch_id: str) -> DecodedBatch:
         """The quarantined readings of the replayed batch, read by the rules that hold for the replay."""
