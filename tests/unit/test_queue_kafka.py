@@ -283,7 +283,9 @@ def test_a_message_that_is_no_claim_is_set_aside_and_those_behind_it_come(kafka:
 
 def test_a_topic_of_which_most_messages_are_no_claims_stops_the_worker_and_keeps_the_rest(kafka: KafkaWorld) -> None:
     queue = kafka.open(partitions=1)
+    assert queue.fetch(1, 1, 0.0) == []
     kafka.write_raw([b"garbage"] * 200, b"")
+    wait_until(lambda: queue._member()._assignment.claims == 200, "the messages do not come")
     with pytest.raises(Corrupt, match=kafka.topic):
         fetch_all(queue, 1)
     assert queue.damaged() == WORKER_FAILURES_MAX

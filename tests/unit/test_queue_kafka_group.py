@@ -34,7 +34,7 @@ class Crew:
 
     def add(self) -> None:
         stop = threading.Event()
-        thread = threading.Thread(target=self._work, args=(self._kafka.open(), stop))
+        thread = threading.Thread(target=self._work, args=(self._kafka.open(), stop), daemon=True)
         self._threads.append((stop, thread))
         thread.start()
 
@@ -77,7 +77,7 @@ def test_rebalances_while_publishing_lose_nothing_and_keep_each_source_in_order(
             step.acquire()
             gateway.publish([claim(f"{source}/{i}", f"key-{source}") for source in range(SOURCES)])
 
-    publisher = threading.Thread(target=publish)
+    publisher = threading.Thread(target=publish, daemon=True)
     publisher.start()
     crew.add()
     changes: list[Callable[[], None]] = [crew.add, crew.add, crew.remove, crew.add, lambda: crew.remove(1)]

@@ -86,7 +86,7 @@ class Load:
         self.uncertain = 0
         self.refused = 0
         self.slowest_seconds = 0.0
-        self._threads = [threading.Thread(target=self._publish, args=(i,)) for i in range(PUBLISHERS)]
+        self._threads = [threading.Thread(target=self._publish, args=(i,), daemon=True) for i in range(PUBLISHERS)]
         for thread in self._threads:
             thread.start()
 
@@ -125,7 +125,7 @@ class Reader:
         self._queue = queue
         self._stop = threading.Event()
         self.seen: set[str] = set()
-        self._thread = threading.Thread(target=self._work)
+        self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
@@ -204,7 +204,7 @@ def test_a_publish_that_waits_is_answered_when_the_queue_is_closed(broker: OwnKa
     def publish() -> None:
         errors.append(raises_within(PUBLISH_BOUND_SECONDS, lambda: gateway.publish([claim("2")])))
 
-    thread = threading.Thread(target=publish)
+    thread = threading.Thread(target=publish, daemon=True)
     thread.start()
     gateway.close()
     thread.join(DEADLINE_SECONDS)
