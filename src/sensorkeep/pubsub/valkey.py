@@ -34,7 +34,7 @@ class ValkeyPubSub:
         self._subscriptions: dict[str, int] = {}
         self._closed = False
         self._sender = Sender(valkey)
-        self._subscriber = Subscriber(valkey, self._on_message, self._sender.note_listener, self._sender.announce)
+        self._subscriber = Subscriber(valkey, self._sender, self._on_message)
         self._subscriber.wait_for_first_try()
 
     @property
@@ -79,8 +79,9 @@ class ValkeyPubSub:
 
     def close(self) -> None:
         self._local.close()
+        self._subscriber.stop()
         self._sender.close()
-        self._subscriber.close()
+        self._subscriber.join()
 
     def _on_message(self, channel: str, message: bytes) -> None:
         """On the subscriber's thread: a message of this installation, this process included."""
