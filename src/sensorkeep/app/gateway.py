@@ -36,6 +36,7 @@ from sensorkeep.query.service import QueryService
 from sensorkeep.web.docs import install_docs
 from sensorkeep.web.logs import Access
 from sensorkeep.web.middleware import EXPRESS_HEADERS, RequestMiddleware, with_cors
+from sensorkeep.web.openapi import document_problems
 from sensorkeep.web.problems import install_problem_handlers, problem_response
 
 log = structlog.get_logger(__name__)
@@ -92,6 +93,7 @@ class Gateway:
             api.include_router(router, prefix="/api/v1")
         api.include_router(metrics)
         document_ingest(api)
+        document_problems(api)
         install_docs(api)
         install_problem_handlers(api)
         return api

@@ -40,7 +40,10 @@ def health_router(monitor: HealthMonitor, gate: Gate, clock: Clock, version: str
         }
         return _json(document, 200 if health.accepting else 503)
 
-    @router.get("/health", summary="Whether this instance works", responses=_described("health"))
+    described = _described("health")
+    described[503] = described[200] | {"description": "The health of an instance that cannot accept."}
+
+    @router.get("/health", summary="Whether this instance works", responses=described)
     async def health() -> Response:
         """200 while readings are accepted, else 503. `degraded`: some service is down."""
         current = await monitor.health()
@@ -49,7 +52,7 @@ def health_router(monitor: HealthMonitor, gate: Gate, clock: Clock, version: str
     @router.get(
         "/health/detailed",
         summary="Each dependency",
-        responses=_described("detailed health"),
+        responses=described,
         openapi_extra={"security": [{"Bearer": []}, {"ApiKey": []}]},  # the schemes of auth/http.py
     )
     async def detailed(request: Request) -> Response:
