@@ -59,6 +59,7 @@ class Simulation:
             handoff_bytes=chance.choice([0, 20_000, 1 << 26]),
             rates=rates,
             gateways=gateways,
+            deaths_max=1_000_000,  # here no batch is to blame, however often one is in the middle of it
             redelivery=chance.choice([0.0, 0.1, 0.3]),
         )
         self.pipeline = Pipeline(directory, self.clock, seed, settings)

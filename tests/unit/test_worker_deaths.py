@@ -10,7 +10,7 @@ import pytest
 
 from sensorkeep import limits
 from sensorkeep.clock import MICROSECONDS, ManualClock, rfc3339
-from sensorkeep.errors import Unavailable
+from sensorkeep.errors import Unavailable, Uncertain
 from sensorkeep.ingest.accept import Sender
 from sensorkeep.testing.faulty import Crashed
 from sensorkeep.testing.pipeline import Pipeline, PipelineSettings
@@ -145,6 +145,21 @@ def test_an_attempt_that_cannot_be_crossed_out_is_crossed_out_later(pipeline: Pi
     assert attempts.unfinished([batch_id]) == {batch_id: 1}
     send(pipeline, "b")
     pipeline.worker.round()
+    assert attempts.unfinished([batch_id]) == {}
+
+
+def test_an_attempt_of_which_nobody_knows_whether_it_was_noted_is_crossed_out(pipeline: Pipeline) -> None:
+    batch_id = send(pipeline, "a")
+    attempts = pipeline.working.attempts
+    begin = attempts.begin
+
+    def uncertain(batch_ids: Sequence[str]) -> None:
+        begin(batch_ids)
+        raise Uncertain("the answer was lost")
+
+    attempts.begin = uncertain  # type: ignore[method-assign]
+    with pytest.raises(Uncertain):
+        pipeline.worker.round()
     assert attempts.unfinished([batch_id]) == {}
 
 

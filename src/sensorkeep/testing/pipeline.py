@@ -108,6 +108,8 @@ class PipelineSettings:
     """Probability of each fault for each call of SEAM_METHODS."""
     gateways: int = 1
     """1: everything is one process. More: each of them is a process of its own, and the worker is."""
+    deaths_max: int = limits.CLAIM_DEATHS_MAX
+    """Processes that may end while they write a batch before it is given up."""
     redelivery: float = 0.0
     """Probability of a fetch that claims are delivered once more."""
 
@@ -306,5 +308,5 @@ class Pipeline:
                 clock=self.clock,
                 retention_days=self.settings.payload_retention_days,
             ),
-            settings=WorkerSettings(gather_seconds=0.0),
+            settings=WorkerSettings(gather_seconds=0.0, deaths_max=self.settings.deaths_max),
         )

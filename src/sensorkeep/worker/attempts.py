@@ -53,8 +53,8 @@ class AttemptKeeper:
     @contextmanager
     def noted(self, portion: Portion) -> Iterator[None]:
         """Note the attempt for the time of the block. Raises Unavailable where it cannot be noted."""
-        self._attempts.begin(portion.batch_ids)
         try:
+            self._attempts.begin(portion.batch_ids)
             yield
         finally:
             self.forget(portion.batch_ids)

@@ -35,11 +35,13 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class WorkerSettings:
-    """Pace of the worker, in seconds."""
+    """Pace of the worker, in seconds, and when it gives a batch up."""
 
     gather_seconds: float = limits.GATHER_SECONDS
     settle_seconds: float = limits.SETTLE_SECONDS
     maintain_seconds: float = limits.MAINTAIN_SECONDS
+    deaths_max: int = limits.CLAIM_DEATHS_MAX
+    """Processes that may end while they write a batch."""
 
 
 @dataclass(slots=True)
@@ -172,7 +174,7 @@ class Worker:
             self._write(deliveries)
             return
         for portion in self._attempts.portions(deliveries):
-            if portion.deaths < limits.CLAIM_DEATHS_MAX:
+            if portion.deaths < self._settings.deaths_max:
                 with self._attempts.noted(portion):
                     self._write(portion.deliveries)
             else:
