@@ -207,8 +207,12 @@ POSTGRES_LOCK_SECONDS_MAX = 20
 """Longest wait for a lock, and for the network to take what was sent."""
 POSTGRES_READ_SECONDS_MAX = 30
 """Longest run of one statement of a read: a client waits for it."""
-POSTGRES_STATEMENT_SECONDS_MAX = 300
-"""Longest run of any other statement: a day of a thousand sensors is aggregated in a few seconds."""
+POSTGRES_STATEMENT_SECONDS_MAX = 60
+"""Longest run of any other statement; 200,000 readings are written in a few seconds."""
+POSTGRES_REFRESH_SECONDS_MAX = 600
+"""Longest refresh of a day in TimescaleDB's aggregates: some seconds for a thousand sensors."""
+POSTGRES_ANSWER_GRACE_SECONDS = 5
+"""A server that has not answered, or ended the statement, this long after it should have is taken for dead."""
 POSTGRES_ATTEMPTS_MAX = 10
 """Tries of a transaction that met another one. Each time another one was done, so many workers need some."""
 POSTGRES_DAYS_AT_ONCE_MAX = 100
@@ -431,7 +435,7 @@ CATALOG_IDLE_TRANSACTION_SECONDS_MAX = 15
 """A transaction whose process says nothing for this long is ended: it may hold rows that everybody waits for."""
 CATALOG_MIGRATION_SECONDS_MAX = 3600
 """Longest wait of a migration for another one, and longest run of one of its statements."""
-CATALOG_ATTEMPTS_MAX = 3
+CATALOG_ATTEMPTS_MAX = 5
 """Tries of a transaction that met another one."""
 CATALOG_PAUSE_SECONDS = 1.0
 """While the catalog cannot be reached, one call in this time tries, and the others fail at once."""

@@ -16,7 +16,8 @@ KEPT = ["sqlite-file", POSTGRESQL]
 """Databases that outlive the process."""
 EVERY = ["sqlite-memory", *KEPT]
 
-_URL_FILE = "postgresql-url"
+_made: dict[Path, str] = {}
+"""URLs of the databases made on the server of the run, by folder."""
 
 
 @contextmanager
@@ -24,7 +25,8 @@ def fresh_database(kind: str, folder: Path) -> Iterator[Database]:
     """An empty database at the newest schema; `opened` with the same folder opens it again while the block lasts, and
     afterwards where it is one of KEPT."""
     if kind == "postgresql":
-        (folder / _URL_FILE).write_text(make_database(address(POSTGRESQL_URL)))
+        _drop_those_of_other_folders(folder)
+        _made[folder] = make_database(address(POSTGRESQL_URL))
     with opened(kind, folder) as database:
         yield database
 
@@ -43,11 +45,11 @@ def opened(kind: str, folder: Path) -> Iterator[Database]:
 def database_url(kind: str, folder: Path) -> str:
     """The URL of the database of `folder`."""
     if kind == "postgresql":
-        return (folder / _URL_FILE).read_text()
+        return _made[folder]
     return "sqlite://" if kind == "sqlite-memory" else f"sqlite:///{folder}/catalog.db"
 
 
-def drop_databases(folder: Path) -> None:
-    """Remove what was made for `folder` and the folders in it on the server of the run."""
-    for file in folder.rglob(_URL_FILE):
-        drop_database(address(POSTGRESQL_URL), file.read_text())
+def _drop_those_of_other_folders(folder: Path) -> None:
+    """The tests that made them are over: a run must not pile them up."""
+    for other in [made for made in _made if made != folder]:
+        drop_database(address(POSTGRESQL_URL), _made.pop(other))

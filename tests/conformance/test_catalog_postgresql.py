@@ -369,7 +369,7 @@ def test_two_that_wait_for_each_other_are_told_apart_and_both_get_their_turn(one
     at_once(lambda: add(one, "a", "b"), lambda: add(other, "b", "a"))
     with one.read() as connection:
         assert set(connection.exec_driver_sql("SELECT value FROM counters").scalars()) == {2}
-    assert len(tries) == 3, "one of them was undone, and tried again"
+    assert len(tries) > 2, "one of them was undone, and tried again"
 
 
 # --- texts --------------------------------------------------------------------------------------------------------

@@ -69,10 +69,12 @@ class _TextDumper(StrDumperUnknown):
 def make_engine(url: sa.URL) -> sa.Engine:
     """An engine; nothing is connected yet. Reads begin no transaction, writes begin theirs by the option
     `sensorkeep_begin`."""
-    options = {
-        "lock_timeout": CATALOG_LOCK_SECONDS_MAX,
-        "statement_timeout": CATALOG_STATEMENT_SECONDS_MAX,
-        "idle_in_transaction_session_timeout": CATALOG_IDLE_TRANSACTION_SECONDS_MAX,
+    settings = {
+        "lock_timeout": f"{CATALOG_LOCK_SECONDS_MAX}s",
+        "statement_timeout": f"{CATALOG_STATEMENT_SECONDS_MAX}s",
+        "idle_in_transaction_session_timeout": f"{CATALOG_IDLE_TRANSACTION_SECONDS_MAX}s",
+        "synchronous_commit": "on",  # whatever the server is set to: a write is durable when it returns
+        "jit": "off",  # what is planned is short; compiling it takes longer than running it
     }
     engine = sa.create_engine(
         url.set(drivername="postgresql+psycopg"),
@@ -89,7 +91,7 @@ def make_engine(url: sa.URL) -> sa.Engine:
             "keepalives_interval": 2,
             "keepalives_count": 3,
             "application_name": "sensorkeep-catalog",
-            "options": " ".join(f"-c {name}={seconds}s" for name, seconds in options.items()),
+            "options": " ".join(f"-c {name}={value}" for name, value in settings.items()),
         },
     )
 
