@@ -9,11 +9,12 @@ from typing import Any, TypeVar
 
 import psycopg
 import sqlalchemy as sa
-from psycopg import Connection, errors
+from psycopg import errors
 from psycopg.pq import TransactionStatus
 
 from sensorkeep.errors import BadConfig, Conflict, Corrupt, Poisoned, Unavailable
 from sensorkeep.limits import (
+    POSTGRES_ANSWER_GRACE_SECONDS,
     POSTGRES_ATTEMPTS_MAX,
     POSTGRES_CONNECT_SECONDS_MAX,
     POSTGRES_CONNECTIONS_KEPT,
@@ -24,7 +25,6 @@ from sensorkeep.limits import (
 )
 from sensorkeep.tsdb.postgres.times import register
 
-Session = Connection[Any]
 Result = TypeVar("Result")
 
 _SETTINGS = {
@@ -45,6 +45,22 @@ _SETTINGS = {
 
 class Retry(Exception):
     """The transaction must be tried again: somebody else changed what it had read."""
+
+
+class Session(psycopg.Connection[Any]):
+    """A connection that does not wait for ever: a server that hangs keeps its connections open and answers nothing, and
+    cannot end a statement that takes too long."""
+
+    patience_seconds: float = POSTGRES_CONNECT_SECONDS_MAX
+    """How long one answer may take."""
+
+    def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
+        """As psycopg's, for `patience_seconds` at most; then the connection is closed."""
+        try:
+            return super().wait(gen, interval, self.patience_seconds if timeout is None else timeout)
+        except errors._WaitTimeout as error:
+            self.pgconn.finish()
+            raise psycopg.OperationalError(f"no answer within {self.patience_seconds:g} s") from error
 
 
 class Engine:
@@ -95,7 +111,7 @@ class Engine:
     @contextlib.contextmanager
     def snapshot(self, first: str | None = None) -> Iterator[Session]:
         """A transaction to read with, all of one moment: that after the statement `first`, which takes none itself."""
-        with self.session() as session, session.transaction():
+        with self.session(POSTGRES_READ_SECONDS_MAX) as session, session.transaction():
             # Sent as one: each statement by itself would be a round trip.
             session.execute(
                 "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY;"
@@ -105,10 +121,11 @@ class Engine:
             yield session
 
     @contextlib.contextmanager
-    def session(self) -> Iterator[Session]:
+    def session(self, statement_seconds: float = POSTGRES_STATEMENT_SECONDS_MAX) -> Iterator[Session]:
         """A connection; its errors are translated, but for those that `run` tries again.
 
-        Every statement is a transaction of its own unless the block begins one.
+        Every statement is a transaction of its own unless the block begins one. `statement_seconds`: what the server
+        is told, or will be by the block, is the longest time of a statement.
         """
         if self._closed:
             raise Unavailable("the time series store is closed")
@@ -116,6 +133,7 @@ class Engine:
             pooled = self._pool.raw_connection()
             session: Session = pooled.driver_connection  # type: ignore[assignment]
             try:
+                session.patience_seconds = statement_seconds + POSTGRES_ANSWER_GRACE_SECONDS
                 yield session
             except errors.ReadOnlySqlTransaction:
                 # The server became a standby; the next connection may find the one that took its place.
@@ -130,6 +148,7 @@ class Engine:
             finally:
                 if not session.closed and session.info.transaction_status != TransactionStatus.IDLE:
                     pooled.invalidate()
+                session.patience_seconds = POSTGRES_CONNECT_SECONDS_MAX  # the next one asks whether it is alive
                 pooled.close()
 
     def close(self) -> None:
@@ -139,12 +158,13 @@ class Engine:
 
     def _connect(self) -> Session:
         try:
-            session = psycopg.connect(
+            session = Session.connect(
                 self._url,
                 autocommit=True,
                 connect_timeout=POSTGRES_CONNECT_SECONDS_MAX,
                 tcp_user_timeout=1000 * POSTGRES_LOCK_SECONDS_MAX,
                 keepalives_idle=POSTGRES_LOCK_SECONDS_MAX,
+                keepalives_interval=POSTGRES_CONNECT_SECONDS_MAX,
                 application_name="sensorkeep",
                 options=" ".join(f"-c {name}={value}" for name, value in _SETTINGS.items()),
             )

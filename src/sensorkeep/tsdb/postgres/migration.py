@@ -103,19 +103,10 @@ def _at_start(error: SensorkeepError) -> SensorkeepError:
             f"the user of SENSORKEEP_TSDB_URL may not do what is needed ({_said(cause)}): it must own the schema"
             " telemetry, or be allowed to create it in the database"
         )
-    if isinstance(cause, errors.InvalidAuthorizationSpecification | errors.InvalidCatalogName) or (
+    if isinstance(cause, psycopg.OperationalError) and cause.sqlstate is None:
         # While a connection is made, the driver has no class of its own for what the server says.
-        isinstance(cause, psycopg.OperationalError) and cause.sqlstate is None and _is_refused(cause)
-    ):
-        return BadConfig(f"SENSORKEEP_TSDB_URL: the server refuses the connection: {_said(cause)}")
+        return BadConfig(f"SENSORKEEP_TSDB_URL: there is no connection to the server: {_said(cause)}")
     return error
-
-
-def _is_refused(error: psycopg.Error) -> bool:
-    said = str(error)
-    return "FATAL:" in said and any(
-        words in said for words in ("authentication failed", "does not exist", "no pg_hba.conf entry", "not permitted")
-    )
 
 
 def _said(error: BaseException) -> str:

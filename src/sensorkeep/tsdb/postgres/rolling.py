@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, LiteralString, NamedTuple, Protocol
 
 import numpy as np
 
 from sensorkeep.clock import DAY_US, HOUR_US, MICROSECONDS, Clock
-from sensorkeep.limits import POSTGRES_REFRESH_SECONDS, POSTGRES_STEP_SECONDS
+from sensorkeep.limits import POSTGRES_REFRESH_SECONDS, POSTGRES_REFRESH_SECONDS_MAX, POSTGRES_STEP_SECONDS
 from sensorkeep.rollup import day_start
 from sensorkeep.tsdb.base import Period
 from sensorkeep.tsdb.postgres.engine import Engine, Session
@@ -25,6 +25,7 @@ _SERIES_MAX = 100_000
 """Sensors of a day aggregated in one step: the first, and at most."""
 _NAMES: dict[Period, str] = {"hour": "telemetry_hourly", "day": "telemetry_daily"}
 _ALL_SENSORS = 2**31 - 1
+_LONGER: LiteralString = f"SET statement_timeout = '{POSTGRES_REFRESH_SECONDS_MAX}s'"
 
 
 class Buckets(Protocol):
@@ -194,8 +195,13 @@ class Aggregates:
         name = _NAMES[period]
         bounds = {"start": moment(start_us), "end": moment(end_us)}
         sql = statement("refresh_all" if everything else "refresh", extension=self._extension, aggregate=name)
-        with self._engine.session() as session:
-            session.execute(sql, bounds)
+        with self._engine.session(POSTGRES_REFRESH_SECONDS_MAX) as session:
+            session.execute(_LONGER)
+            try:
+                session.execute(sql, bounds)
+            finally:
+                if not session.closed:
+                    session.execute("RESET statement_timeout")
             ((has_ranges,),) = session.execute(statement("has_ranges")).fetchall()
             if not has_ranges:
                 return True
