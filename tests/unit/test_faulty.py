@@ -169,7 +169,7 @@ def test_sources_are_mixed_anew_and_each_stays_in_order() -> None:
     assert len(seen) == 5
 
 
-def test_a_redelivering_queue_delivers_claims_again_and_their_copies_change_nothing(tmp_path: Path) -> None:
+def test_a_redelivering_queue_delivers_claims_again_and_owes_the_copies_too(tmp_path: Path) -> None:
     clock = ManualClock(0)
     taken: list[Claim] = []
     queue = RedeliveringQueue(SqliteClaimQueue(tmp_path / "queue.db", clock), clock, random.Random(1), rate=1.0)
@@ -180,12 +180,19 @@ def test_a_redelivering_queue_delivers_claims_again_and_their_copies_change_noth
     again = queue.fetch(9, 9, 0.0)
     assert {d.claim.batch_id for d in again} <= {d.claim.batch_id for d in first}
     assert len(again) == queue.redelivered > 0
-    queue.ack(again)
+    queue.rate = 0.0
     queue.release(again)
+    assert queue.fetch(9, 9, 0.0) == again, "a copy is owed until it is acknowledged"
+    queue.close()
+    queue.reopen(SqliteClaimQueue(tmp_path / "queue.db", clock))
+    assert {d.token for d in queue.fetch(9, 9, 0.0)} == {d.token for d in first + again}
+    queue.ack(again)
     assert queue.depth().claims == 3
     queue.ack(first)
     assert queue.depth().claims == 0
+    queue.rate = 1.0
     assert queue.fetch(9, 9, 0.0), "what is acknowledged may come again"
+    assert queue.depth().claims > 0
     queue.close()
 
 

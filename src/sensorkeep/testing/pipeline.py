@@ -200,7 +200,7 @@ class Pipeline:
     def restart(self) -> None:
         """All processes have ended; others open what they left."""
         self.close()
-        self.queue.inner = self._open_queue()
+        self.queue.reopen(self._open_queue())
         self._open()
 
     def crash(self) -> None:
@@ -213,7 +213,7 @@ class Pipeline:
             path.unlink()
         for path, copy in copies:
             copy.rename(path)
-        self.queue.inner = self._open_queue()
+        self.queue.reopen(self._open_queue())
         self._open()
 
     def crash_gateway(self, number: int) -> None:
@@ -225,8 +225,8 @@ class Pipeline:
     def crash_worker(self) -> None:
         """The worker beside several gateways has died; what it had taken is delivered to its successor."""
         self.working.close()
-        self.queue.inner.close()
-        self.queue.inner = self._open_queue()
+        self.queue.close()
+        self.queue.reopen(self._open_queue())
         self.working = self._start(handoff_bytes=0)
         self.worker = self._make_worker(self.working)
 
