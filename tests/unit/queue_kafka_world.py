@@ -82,13 +82,13 @@ class KafkaWorld:
         assert producer.flush(DEADLINE_SECONDS) == 0
 
 
-def fetch_all(queue: KafkaClaimQueue, count: int) -> list[Delivery]:
+def fetch_all(queue: KafkaClaimQueue, count: int, *, at_once: int = NO_BOUND) -> list[Delivery]:
     """Fetch until so many claims have come."""
     deliveries: list[Delivery] = []
     deadline = time.monotonic() + DEADLINE_SECONDS
     while len(deliveries) < count:
         assert time.monotonic() < deadline, f"only {len(deliveries)} of {count} claims came"
-        deliveries += queue.fetch(NO_BOUND, NO_BOUND, 0.5)
+        deliveries += queue.fetch(at_once, NO_BOUND, 0.5)
     return deliveries
 
 

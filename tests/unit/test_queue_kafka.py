@@ -20,13 +20,19 @@ from structlog.testing import capture_logs
 
 from sensorkeep.clock import ManualClock, SystemClock
 from sensorkeep.errors import BadConfig, Corrupt, LimitExceeded, Unavailable, Uncertain
-from sensorkeep.limits import FETCH_BYTES_MAX, KAFKA_CLIENT_LOG_SECONDS, WORKER_FAILURES_MAX
+from sensorkeep.limits import KAFKA_CLIENT_LOG_SECONDS, KAFKA_ROOM_SECONDS_MAX, WORKER_FAILURES_MAX
 from sensorkeep.queue.kafka import KafkaClaimQueue, client, topic
 from sensorkeep.queue.kafka.consumer import GroupConsumer
 
 __all__ = ["kafka"]  # the fixture
 
 pytestmark = pytest.mark.distributed
+
+
+def small_member(queue: KafkaClaimQueue, buffer_claims: int) -> GroupConsumer:
+    """A member of the queue's group that reads less ahead."""
+    topic, group = queue._topic, queue._topic
+    return GroupConsumer(queue._brokers, topic, group, queue._client_log, SystemClock(), buffer_claims=buffer_claims)
 
 
 # --- topics and starting ---
@@ -245,10 +251,7 @@ def test_claims_that_something_else_deleted_are_told_of(kafka: KafkaWorld) -> No
 
 def test_a_full_buffer_pauses_the_partitions_and_nothing_is_missed(kafka: KafkaWorld) -> None:
     queue = kafka.open(partitions=2)
-    queue._consumer = member = GroupConsumer(
-        queue._brokers, kafka.topic, kafka.topic, queue._client_log, SystemClock(), buffer_claims=10,
-        buffer_bytes=FETCH_BYTES_MAX,
-    )  # fmt: skip
+    queue._consumer = member = small_member(queue, buffer_claims=10)
     queue.publish([claim(f"{source}/{i}", source) for i in range(300) for source in ("a", "b", "c")])
     seen = names(queue.fetch(1, 1, 20.0))
     wait_until(lambda: member._paused, "the partitions are not paused")
@@ -259,6 +262,20 @@ def test_a_full_buffer_pauses_the_partitions_and_nothing_is_missed(kafka: KafkaW
         seen += names(deliveries)
     for source in ("a", "b", "c"):
         assert [name for name in seen if name.startswith(f"{source}/")] == [f"{source}/{i}" for i in range(300)]
+
+
+def test_a_full_buffer_does_not_keep_an_acknowledgement_waiting(kafka: KafkaWorld) -> None:
+    queue = kafka.open(partitions=1)
+    queue._consumer = member = small_member(queue, buffer_claims=5)
+    queue.publish([claim(str(i)) for i in range(60)])
+    slowest_seconds = 0.0
+    for _ in range(40):
+        taken = fetch_all(queue, 1, at_once=1)
+        wait_until(member._is_full, "the buffer does not fill")
+        started = time.monotonic()
+        queue.ack(taken)
+        slowest_seconds = max(slowest_seconds, time.monotonic() - started)
+    assert slowest_seconds < KAFKA_ROOM_SECONDS_MAX / 2
 
 
 # --- messages that are no claims ---

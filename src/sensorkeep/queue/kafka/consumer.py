@@ -51,7 +51,7 @@ _BRISK_POLL_SECONDS = 0.005
 class GroupConsumer:
     """Reads the topic as a member of `group`, from the first call of `take` on. Thread-safe.
 
-    `buffer_claims` and `buffer_bytes` bound what is read ahead.
+    At most `buffer_claims` and FETCH_BYTES_MAX are read ahead.
     """
 
     def __init__(
@@ -63,7 +63,6 @@ class GroupConsumer:
         clock: Clock,
         *,
         buffer_claims: int = KAFKA_BUFFER_CLAIMS_MAX,
-        buffer_bytes: int = FETCH_BYTES_MAX,
     ) -> None:
         self._topic = topic
         self._clock = clock
@@ -71,7 +70,6 @@ class GroupConsumer:
         self._group = group
         self._client_log = client_log
         self._buffer_claims = buffer_claims
-        self._buffer_bytes = buffer_bytes
         self._consumer: Consumer
         self._thread: threading.Thread | None = None
         self._paused: set[int] = set()
@@ -87,6 +85,8 @@ class GroupConsumer:
         self._failure: BaseException | None = None
         """What ended the polling thread."""
         self._commit_error: KafkaError | None = None
+        self._committing = 0
+        """Threads that wait for a commit."""
         self._commit_wanted = False
         self._wakes = 0
         self._closed = False
@@ -231,27 +231,30 @@ class GroupConsumer:
 
     def _make_room(self) -> None:
         """Wait a moment while the buffer is full; pause the partitions where that does not help, until half is free."""
-        if self._paused:
-            if self._is_under(0.5):
-                self._consumer.resume(self._places(dict.fromkeys(self._paused, OFFSET_INVALID)))
-                self._paused.clear()
-        elif self._is_full():
+        if self._paused and self._is_under(0.5):
+            self._consumer.resume(self._all_of(self._paused))
+            self._paused.clear()
+        elif self._is_full() and (reading := self._assignment.partitions - self._paused):
             with self._lock:
+                # One who waits for his commit is told by a poll, which may bring one message more.
                 self._room.wait_for(
-                    lambda: self._closed or self._commit_wanted or not self._is_full(), KAFKA_ROOM_SECONDS_MAX
+                    lambda: self._closed or self._commit_wanted or not self._is_full(),
+                    _BRISK_POLL_SECONDS if self._committing else KAFKA_ROOM_SECONDS_MAX,
                 )
-                full = self._is_full() and not self._commit_wanted
-                partitions = self._assignment.partitions
-            if full and not self._closed:
-                self._consumer.pause(self._places(dict.fromkeys(partitions, OFFSET_INVALID)))
-                self._paused = partitions
+                pause = self._is_full() and not self._committing and not self._closed
+            if pause:
+                self._consumer.pause(self._all_of(reading))
+                self._paused |= reading
 
     def _is_full(self) -> bool:
         return not self._is_under(1.0)
 
     def _is_under(self, share: float) -> bool:
         assignment = self._assignment
-        return assignment.claims < share * self._buffer_claims and assignment.size < share * self._buffer_bytes
+        return assignment.claims < share * self._buffer_claims and assignment.size < share * FETCH_BYTES_MAX
+
+    def _all_of(self, partitions: Iterable[int]) -> list[TopicPartition]:
+        return self._places(dict.fromkeys(partitions, OFFSET_INVALID))
 
     def _places(self, offsets: Mapping[int, int]) -> list[TopicPartition]:
         return [TopicPartition(self._topic, partition, offset) for partition, offset in offsets.items()]
@@ -284,7 +287,7 @@ class GroupConsumer:
         numbers = _numbers(partitions)
         paused = self._paused.intersection(numbers)
         if paused:  # or it would still be paused when it comes back to us
-            consumer.resume(self._places(dict.fromkeys(paused, OFFSET_INVALID)))
+            consumer.resume(self._all_of(paused))
             self._paused -= paused
         with self._lock:
             for number in numbers:
@@ -300,22 +303,30 @@ class GroupConsumer:
         """Have the group note how far we are. Partitions that go meanwhile are no longer our affair."""
         deadline = self._clock.monotonic() + KAFKA_COMMIT_SECONDS_MAX
         with self._lock:
-            while wanted := self._assignment.uncommitted():
-                self._check_open()
-                self._commit_wanted = True
-                self._commit_error = None
-                self._room.notify_all()
-                self._committed.wait_for(
-                    lambda wanted=wanted: self._closed or self._commit_error or self._is_committed(wanted),  # type: ignore[misc]
-                    max(0.0, deadline - self._clock.monotonic()),
-                )
-                if self._is_committed(wanted):
-                    return
-                self._check_open()
-                error = self._commit_error or KafkaError(KafkaError._TIMED_OUT)
-                if self._clock.monotonic() + _AGAIN_SECONDS > deadline or error.code() in REFUSALS:
-                    raise unavailable("what is done could not be noted", error)
-                self._committed.wait_for(lambda: self._closed, _AGAIN_SECONDS)
+            self._committing += 1
+            try:
+                while (wanted := self._assignment.uncommitted()) and not self._is_committed_by(wanted, deadline):
+                    self._committed.wait_for(lambda: self._closed, _AGAIN_SECONDS)
+            finally:
+                self._committing -= 1
+
+    def _is_committed_by(self, wanted: Mapping[int, int], deadline: float) -> bool:
+        """Have the polling thread try it; False where another try is needed. The lock is held."""
+        self._check_open()
+        self._commit_wanted = True
+        self._commit_error = None
+        self._room.notify_all()
+        self._committed.wait_for(
+            lambda: self._closed or self._commit_error or self._is_committed(wanted),
+            max(0.0, deadline - self._clock.monotonic()),
+        )
+        if self._is_committed(wanted):
+            return True
+        self._check_open()
+        error = self._commit_error or KafkaError(KafkaError._TIMED_OUT)
+        if self._clock.monotonic() + _AGAIN_SECONDS > deadline or error.code() in REFUSALS:
+            raise unavailable("what is done could not be noted", error)
+        return False
 
     def _send_commit(self) -> None:
         """Ask the brokers for what `_commit` waits for. On the polling thread: the client serves one at a time."""
