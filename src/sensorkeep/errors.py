@@ -21,7 +21,7 @@ PROBLEMS: dict[str, tuple[int, str]] = {
     "not_found": (404, "There is no such thing"),
     "method_not_allowed": (405, "The method is not allowed here"),
     "not_acceptable": (406, "None of the accepted media types can be produced"),
-    "request_timeout": (408, "The request body did not arrive in time"),
+    "request_timeout": (408, "The request did not arrive in time"),
     "conflict": (409, "The request conflicts with the present state"),
     "idempotency_in_progress": (409, "The first request with this idempotency key is still running"),
     "already_exists": (409, "It exists already"),

@@ -274,7 +274,9 @@ UPKEEP_SECONDS = 60.0
 FIRST_KEY_SECONDS = 24 * 3600
 """Life of the key that the first start prints for trying things out."""
 HTTP_HEADER_SECONDS_MAX = 30
-"""An idle keep-alive connection is closed after this."""
+"""An idle keep-alive connection is closed after this, and one whose request has no complete head by then."""
+HTTP_HEAD_BYTES_MAX = 64 * KIB
+"""Longest head of a request; browsers with all their cookies stay below 16 KiB."""
 
 DISK_FREE_BYTES_MIN = 256 * MIB
 """With less free disk than this, health is degraded and `doctor` complains."""

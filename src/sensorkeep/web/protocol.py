@@ -1,9 +1,13 @@
-"""The HTTP protocol of uvicorn with two short cuts; everything else stays uvicorn's.
+"""The HTTP protocol of uvicorn with two short cuts and three bounds; everything else stays uvicorn's.
 
 Head and body of an answer are written at once: uvicorn writes them one after the other, two system calls and two
 packets however small the answer. And a plain request of the express route skips ASGI (a task, a scope, four coroutine
 calls, a regular expression for each header): it is handed to the application's `express` when its body is there.
 Whatever is not plain about it goes the general way, as if the express route did not exist.
+
+The bounds: heads, and what else is sent around bodies, are limited in size; a head must arrive in time, and before the
+first one a connection may not idle either; trailers are dropped, which uvicorn takes for headers (RFC 9110 section
+6.5.1 forbids it: a proxy that removes a header looks at the head). What is no HTTP is refused with a problem document.
 """
 
 from __future__ import annotations
@@ -14,7 +18,9 @@ from typing import Any, Protocol, cast
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from sensorkeep.limits import SMALL_BODY_BYTES_MAX
+from sensorkeep.errors import InvalidInput, SensorkeepError
+from sensorkeep.limits import HTTP_HEAD_BYTES_MAX, SMALL_BODY_BYTES_MAX
+from sensorkeep.web.problems import problem_response
 
 _HEAD = b"HTTP/1.1 "
 _INTERIM = b"HTTP/1.1 1"
@@ -47,19 +53,52 @@ class ExpressHttpProtocol(HttpToolsProtocol):
         """An express request is being served; its answer comes before anything else."""
         self._last = False
         """Close after that answer."""
+        self._in_head = True
+        """The next head is awaited or has begun, and is not complete."""
+        self._unheard_bytes = 0
+        """Bytes since the parser last told of anything: of a head, a trailer, or an extension of a chunk."""
+        self._head_deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Put the joining transport in between."""
+        """Put the joining transport in between, and await a head."""
         super().connection_made(cast(asyncio.Transport, JoiningTransport(transport)))
+        self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Await nothing more."""
+        self._await_no_head()
+        super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Parse; a body that stays away for long ends the connection, as an idle one does."""
+        idle = self.timeout_keep_alive_task is not None
+        self._unheard_bytes += len(data)
         super().data_received(data)
-        if self._body is not None and self.timeout_keep_alive_task is None:
+        if self._unheard_bytes > HTTP_HEAD_BYTES_MAX and not self.transport.is_closing():
+            self._refuse(InvalidInput(f"the request line and the headers are longer than {HTTP_HEAD_BYTES_MAX} bytes"))
+        elif self._in_head:
+            self._await_head()
+        elif self._head_deadline is not None:
+            self._await_no_head()
+        waits = self._body is not None or (idle and self._unheard_bytes > 0)  # idle: mere line ends between requests
+        if waits and self.timeout_keep_alive_task is None:
             self._await_more()
+
+    def on_message_begin(self) -> None:
+        """Begin a head."""
+        self._in_head = True
+        self._unheard_bytes = 0
+        super().on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Collect what belongs to the head."""
+        if self._in_head:
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """Keep a request back that may go the express way."""
+        self._in_head = False
+        self._unheard_bytes = 0
         if self._answering:
             # A pipelined request: clients must expect to send those again on a new connection (RFC 9112, 9.3.2).
             self._last = True
@@ -70,6 +109,7 @@ class ExpressHttpProtocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         """Collect."""
+        self._unheard_bytes = 0
         if self._body is not None:
             self._body += body
         elif not self._answering:
@@ -77,6 +117,7 @@ class ExpressHttpProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """Take the express way, or the general one."""
+        self._unheard_bytes = 0
         if self._body is None:
             if not self._answering:
                 super().on_message_complete()
@@ -97,6 +138,7 @@ class ExpressHttpProtocol(HttpToolsProtocol):
 
     def handle_websocket_upgrade(self) -> None:
         """Give the WebSocket its transport as it is."""
+        self._await_no_head()
         self.transport = cast(JoiningTransport, self.transport).inner
         super().handle_websocket_upgrade()
 
@@ -106,6 +148,32 @@ class ExpressHttpProtocol(HttpToolsProtocol):
             self._last = True
         else:
             super().shutdown()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is no HTTP."""
+        self._refuse(InvalidInput(msg))
+
+    def _refuse(self, error: SensorkeepError) -> None:
+        """Answer with a problem, and close."""
+        new_request_id: Callable[[], str] | None = getattr(self.app, "new_request_id", None)
+        status, headers, body = problem_response(error, new_request_id() if new_request_id is not None else "")
+        fields = [*self.server_state.default_headers, *headers, (b"connection", b"close")]
+        head = b"".join(b"%s: %s\r\n" % field for field in fields)
+        self.transport.write(b"".join((STATUS_LINE[status], head, b"\r\n", body)))
+        self.transport.close()
+
+    def _await_head(self) -> None:
+        if self._head_deadline is None:
+            self._head_deadline = self.loop.call_later(self.timeout_keep_alive, self._head_is_overdue)
+
+    def _await_no_head(self) -> None:
+        if self._head_deadline is not None:
+            self._head_deadline.cancel()
+            self._head_deadline = None
+
+    def _head_is_overdue(self) -> None:
+        if not self.transport.is_closing():
+            self._refuse(SensorkeepError("the head of the request did not arrive in time", code="request_timeout"))
 
     def _may_take_express(self) -> bool:
         express = self._express
