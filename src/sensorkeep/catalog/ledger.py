@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib import resources
 
-import msgspec
 import sqlalchemy as sa
 
 from sensorkeep.catalog.base import (
@@ -18,24 +17,33 @@ from sensorkeep.catalog.base import (
     Settlement,
 )
 from sensorkeep.catalog.database import AnyRow, Database
+from sensorkeep.catalog.ledger_rows import (
+    ENDED,
+    RECEIVED,
+    SHOWN,
+    ReceivedRow,
+    batch_of,
+    claim_to_keep,
+    counts_of,
+    ended_row,
+    kept_claim,
+    known_of,
+    locked_row,
+    oldest_us_of,
+    received_change,
+    received_row,
+    rows_of,
+    update_of,
+)
 from sensorkeep.catalog.prepared import Recordset
 from sensorkeep.catalog.quarantine import QuarantineRows, list_quarantined
 from sensorkeep.catalog.schema import PENDING, SET_ASIDE, batches, ledger, replays
-from sensorkeep.catalog.settlement import Change, End, end_of_batch, end_of_replay
+from sensorkeep.catalog.settlement import Change, end_of_batch, end_of_replay
 from sensorkeep.clock import Clock
-from sensorkeep.errors import Conflict, Corrupt, NotFound
+from sensorkeep.errors import Conflict, NotFound
 from sensorkeep.limits import LEDGER_PORTION_ROWS, PURGE_PORTION_ROWS, RECEIPTS_HELD_MAX, RECEIPTS_WAITING_MAX
-from sensorkeep.model import Claim, Counts
+from sensorkeep.model import Claim
 
-_encode_claim = msgspec.msgpack.Encoder().encode
-_decode_claim = msgspec.msgpack.Decoder(Claim).decode
-
-_RECEIVED = (
-    "batch_id", "received_us", "readings", "quarantined", "pending", "wire_bytes", "oldest_us", "object_key",
-    "wire_format",
-)  # fmt: skip
-_ReceivedRow = tuple[str, int, int, int, int, int, int | None, str | None, str]
-_ENDED = ("state", "stored_us", "readings", "stored", "updated", "duplicate", "quarantined", "detail", "claim")
 _TOTALS = Change._fields
 
 # Constant texts: these two are asked for by every query and every dashboard.
@@ -43,12 +51,6 @@ _SELECT_TOTALS = f"SELECT {', '.join(_TOTALS)} FROM ledger WHERE id = 1"  # noqa
 _SELECT_OLDEST = "SELECT min(oldest_us) FROM batches WHERE state = 'accepted'"
 
 _ENTER_ALONE = resources.files("sensorkeep.catalog").joinpath("postgresql_receive.sql").read_text("ascii")
-
-_SHOWN = (
-    batches.c.batch_id, batches.c.state, batches.c.received_us, batches.c.stored_us, batches.c.readings,
-    batches.c.stored, batches.c.updated, batches.c.duplicate, batches.c.quarantined, batches.c.object_key,
-    batches.c.wire_format, batches.c.detail,
-)  # fmt: skip
 
 
 class _Known(Exception):
@@ -78,18 +80,18 @@ class CatalogLedger:
         self._quarantine = QuarantineRows(database)
         self._enter = database.prepare_insert(
             batches,
-            _RECEIVED,
+            RECEIVED,
             lambda insert: insert.on_conflict_do_nothing(),
             {"state": sa.literal_column("'accepted'")}
             | {name: sa.literal_column("0") for name in ("stored", "updated", "duplicate")},
         )
-        self._enter_alone = None if database.is_sqlite else Recordset(_ENTER_ALONE, _RECEIVED)
+        self._enter_alone = None if database.is_sqlite else Recordset(_ENTER_ALONE, RECEIVED)
         ended = sa.update(batches).values(
-            {name: sa.bindparam(f"new_{name}") for name in _ENDED}
+            {name: sa.bindparam(f"new_{name}") for name in ENDED}
             | {"pending": sa.literal_column("0"), "replay_id": sa.null()}
         )
         self._end = database.prepare_update(
-            ended.where(batches.c.batch_id == sa.bindparam("key")), [*(f"new_{name}" for name in _ENDED), "key"]
+            ended.where(batches.c.batch_id == sa.bindparam("key")), [*(f"new_{name}" for name in ENDED), "key"]
         )
         self._add = database.prepare_update(
             sa.update(ledger)
@@ -126,18 +128,18 @@ class CatalogLedger:
             return
         if self._enter_alone is not None:
             with self._database.alone() as connection:
-                self._enter_alone.run(connection, [_received_row(receipt) for receipt in self._receipts[:count]])
+                self._enter_alone.run(connection, [received_row(receipt) for receipt in self._receipts[:count]])
             return
-        rows: list[_ReceivedRow] = []
+        rows: list[ReceivedRow] = []
 
         def enter(connection: sa.Connection) -> None:
-            rows[:] = [_received_row(receipt) for receipt in self._receipts[:count]]
+            rows[:] = [received_row(receipt) for receipt in self._receipts[:count]]
             if self._enter.run(connection, rows) != len(rows):
                 raise _Known
-            self._change(connection, _received_change(rows))
+            self._change(connection, received_change(rows))
 
         def enter_unknown(connection: sa.Connection) -> None:
-            known = _known_of(connection, [row[0] for row in rows])
+            known = known_of(connection, [row[0] for row in rows])
             self._change(connection, self._enter_each(connection, [row for row in rows if row[0] not in known]))
 
         try:
@@ -169,14 +171,14 @@ class CatalogLedger:
         self._enter_held()
 
         def reopen(connection: sa.Connection) -> tuple[Claim, list[tuple[int, int]]]:
-            row = _locked(connection, batch_id)
+            row = locked_row(connection, batch_id)
             if row is None:
                 raise NotFound(f"there is no batch {batch_id!r}")
             if row.replay_id is None:
                 self._change(connection, self._begin_replay(connection, row, replay_id))
             elif row.replay_id != replay_id:
                 raise Conflict(f"another replay of batch {batch_id!r} is running")
-            return _kept_claim(row), self._quarantine.positions(connection, batch_id)
+            return kept_claim(row), self._quarantine.positions(connection, batch_id)
 
         return self._database.transact(reopen)
 
@@ -192,15 +194,15 @@ class CatalogLedger:
     def batch(self, batch_id: str) -> Batch:
         self._enter_held()
         with self._database.read() as connection:
-            row = connection.execute(sa.select(*_SHOWN).where(batches.c.batch_id == batch_id)).one_or_none()
+            row = connection.execute(sa.select(*SHOWN).where(batches.c.batch_id == batch_id)).one_or_none()
         if row is None:
             raise NotFound(f"there is no batch {batch_id!r}")
-        return _batch(row)
+        return batch_of(row)
 
     def batches(self, state: BatchState | None, limit: int, before: tuple[int, str] | None = None) -> list[Batch]:
         self._enter_held()
         received: sa.ColumnElement[int] = batches.c.received_us
-        statement = sa.select(*_SHOWN)
+        statement = sa.select(*SHOWN)
         if state == "accepted":
             # The few that wait are found by their own index and sorted: in the order of receipt they may be far apart.
             received = received + sa.literal_column("0")
@@ -213,7 +215,7 @@ class CatalogLedger:
             statement = statement.where(sa.tuple_(received, batches.c.batch_id) < sa.tuple_(*before))
         statement = statement.order_by(received.desc(), batches.c.batch_id.desc()).limit(limit)
         with self._database.read() as connection:
-            return [_batch(row) for row in connection.execute(statement)]
+            return [batch_of(row) for row in connection.execute(statement)]
 
     def quarantine(
         self,
@@ -270,13 +272,13 @@ class CatalogLedger:
         return len(batch_ids) == PURGE_PORTION_ROWS
 
     def _settle_batches(self, connection: sa.Connection, ends: dict[str, Settlement]) -> Change:
-        rows = dict(_rows_of(connection, sorted(ends)))
+        rows = dict(rows_of(connection, sorted(ends)))
         lost = sorted(ends.keys() - rows.keys())
         change = Change()
         if lost:
-            receipts = [_received_row(Receipt(ends[batch_id].claim, 0)) for batch_id in lost]
+            receipts = [received_row(Receipt(ends[batch_id].claim, 0)) for batch_id in lost]
             change = self._enter_each(connection, receipts)
-            rows.update(_rows_of(connection, lost))
+            rows.update(rows_of(connection, lost))
         now_us = self._clock.now_us()
         updates = []
         for batch_id, settlement in ends.items():
@@ -284,7 +286,7 @@ class CatalogLedger:
             if row.state != "accepted" or row.replay_id is not None:
                 continue  # settled before
             end = end_of_batch(settlement, row.readings, row.quarantined, row.pending)
-            updates.append(_ended_row(batch_id, end, now_us, _claim_to_keep(settlement.claim, end)))
+            updates.append(ended_row(batch_id, end, now_us, claim_to_keep(settlement.claim, end)))
             change = change.plus(end.change)
             if end.quarantined:
                 self._quarantine.add(connection, batch_id, settlement, now_us)
@@ -299,7 +301,7 @@ class CatalogLedger:
         )
         if connection.execute(mark.on_conflict_do_nothing().returning(replays.c.batch_id)).first() is None:
             return Change()  # settled before
-        row = _locked(connection, batch_id)
+        row = locked_row(connection, batch_id)
         if row is None or row.replay_id != settlement.claim.batch_id:
             return Change()  # it was never begun, so it holds no reading
         if settlement.dead_letter is not None:
@@ -308,8 +310,8 @@ class CatalogLedger:
         self._quarantine.end_replay(connection, batch_id)
         if end.quarantined:
             self._quarantine.add(connection, batch_id, settlement, now_us)
-        together = end._replace(counts=end.counts + _counts(row), quarantined=row.quarantined + end.quarantined)
-        self._end.run(connection, [_ended_row(batch_id, together, now_us, row.claim if end.quarantined else None)])
+        together = end._replace(counts=end.counts + counts_of(row), quarantined=row.quarantined + end.quarantined)
+        self._end.run(connection, [ended_row(batch_id, together, now_us, row.claim if end.quarantined else None)])
         return end.change
 
     def _begin_replay(self, connection: sa.Connection, row: AnyRow, replay_id: str) -> Change:
@@ -319,12 +321,12 @@ class CatalogLedger:
             raise Conflict(f"replay {replay_id!r} has settled")
         if row.quarantined == 0:
             raise Conflict(f"batch {row.batch_id!r} has nothing in quarantine")
-        claim = _kept_claim(row)
-        reopened = _update(row.batch_id).values(
+        claim = kept_claim(row)
+        reopened = update_of(row.batch_id).values(
             state="accepted",
             pending=row.quarantined,
             quarantined=0,
-            oldest_us=_oldest_us(claim),
+            oldest_us=oldest_us_of(claim),
             replay_id=replay_id,
         )
         connection.execute(reopened)
@@ -334,7 +336,7 @@ class CatalogLedger:
     def _give_back(self, connection: sa.Connection, row: AnyRow, dead_letter: str) -> Change:
         """End a replay with nothing changed: what it took goes back to the quarantine."""
         was_dead_letter = self._quarantine.give_back(connection, row.batch_id)
-        ended = _update(row.batch_id).values(
+        ended = update_of(row.batch_id).values(
             state="dead_letter" if was_dead_letter else "partial",
             quarantined=row.pending,
             pending=0,
@@ -344,8 +346,8 @@ class CatalogLedger:
         connection.execute(ended)
         return Change(quarantined=row.pending, pending=-row.pending)
 
-    def _enter_each(self, connection: sa.Connection, rows: Sequence[_ReceivedRow]) -> Change:
-        return _received_change([row for row in rows if self._enter.run(connection, [row]) == 1])
+    def _enter_each(self, connection: sa.Connection, rows: Sequence[ReceivedRow]) -> Change:
+        return received_change([row for row in rows if self._enter.run(connection, [row]) == 1])
 
     def _change(self, connection: sa.Connection, change: Change) -> None:
         assert change.balanced, f"a change must keep the accounting true: {change}"
@@ -361,96 +363,3 @@ class CatalogLedger:
 
 def _totals(connection: sa.Connection) -> Change:
     return Change(*connection.exec_driver_sql(_SELECT_TOTALS).one())
-
-
-def _received_row(receipt: Receipt) -> _ReceivedRow:
-    claim = receipt.claim
-    pending = claim.readings - claim.quarantined
-    return (
-        claim.batch_id, claim.received_us, claim.readings, claim.quarantined, pending, receipt.wire_bytes,
-        _oldest_us(claim) if pending else None, claim.object_key, claim.wire_format.value,
-    )  # fmt: skip
-
-
-def _received_change(rows: Sequence[_ReceivedRow]) -> Change:
-    return Change(
-        received=sum([row[2] for row in rows]),
-        quarantined=sum([row[3] for row in rows]),
-        pending=sum([row[4] for row in rows]),
-    )
-
-
-def _ended_row(batch_id: str, end: End, now_us: int, claim: bytes | None) -> tuple[object, ...]:
-    counts = end.counts
-    return (
-        end.state, now_us, end.readings, counts.stored, counts.updated, counts.duplicate, end.quarantined, end.detail,
-        claim, batch_id,
-    )  # fmt: skip
-
-
-def _oldest_us(claim: Claim) -> int:
-    """The earliest reading time that may be in it. What is not known is no later than what was allowed."""
-    if claim.oldest_us is not None:
-        return claim.oldest_us
-    return claim.oldest_allowed_us or 0
-
-
-def _claim_to_keep(claim: Claim, end: End) -> bytes | None:
-    """The claim with its inline payload, where a replay may need it."""
-    return _encode_claim(claim) if end.quarantined else None
-
-
-def _kept_claim(row: AnyRow) -> Claim:
-    try:
-        return _decode_claim(row.claim)
-    except (msgspec.DecodeError, TypeError) as error:
-        raise Corrupt(f"the claim of batch {row.batch_id!r} does not read back: {error}") from error
-
-
-def _known_of(connection: sa.Connection, batch_ids: Sequence[str]) -> set[str]:
-    """Those that have a row."""
-    known: set[str] = set()
-    for start in range(0, len(batch_ids), LEDGER_PORTION_ROWS):
-        portion = batch_ids[start : start + LEDGER_PORTION_ROWS]
-        known.update(connection.execute(sa.select(batches.c.batch_id).where(batches.c.batch_id.in_(portion))).scalars())
-    return known
-
-
-def _rows_of(connection: sa.Connection, batch_ids: Sequence[str]) -> Iterator[tuple[str, AnyRow]]:
-    columns = (batches.c.batch_id, batches.c.state, batches.c.readings, batches.c.quarantined, batches.c.pending,
-               batches.c.replay_id)  # fmt: skip
-    for start in range(0, len(batch_ids), LEDGER_PORTION_ROWS):
-        portion = batch_ids[start : start + LEDGER_PORTION_ROWS]
-        # PostgreSQL locks the rows, in the order of their ids; SQLite has one writer and leaves the words out.
-        statement = sa.select(*columns).where(batches.c.batch_id.in_(portion)).order_by(batches.c.batch_id)
-        for row in connection.execute(statement.with_for_update()):
-            yield row.batch_id, row
-
-
-def _locked(connection: sa.Connection, batch_id: str) -> AnyRow | None:
-    return connection.execute(sa.select(batches).where(batches.c.batch_id == batch_id).with_for_update()).one_or_none()
-
-
-def _update(batch_id: str) -> sa.Update:
-    return sa.update(batches).where(batches.c.batch_id == batch_id)
-
-
-def _counts(row: AnyRow) -> Counts:
-    return Counts(row.stored, row.updated, row.duplicate)
-
-
-def _batch(row: AnyRow) -> Batch:
-    return Batch(
-        batch_id=row.batch_id,
-        state=row.state,
-        received_us=row.received_us,
-        stored_us=row.stored_us,
-        readings=row.readings,
-        stored=row.stored,
-        updated=row.updated,
-        duplicate=row.duplicate,
-        quarantined=row.quarantined,
-        object_key=row.object_key,
-        wire_format=row.wire_format,
-        detail=row.detail,
-    )
