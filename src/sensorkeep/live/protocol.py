@@ -1,9 +1,9 @@
 """The WebSocket protocol of uvicorn, with a direct way for frames that are encoded already.
 
 uvicorn's ASGI `send` encodes each message again for each client and costs a coroutine; the outlet here writes shared
-frames to the transport. Handshake, pings, fragmentation and closing stay uvicorn's, but for three of its habits: it
-logs the query string (which may hold a key), it closes with 1012 at shutdown, and it waits for ever for a peer that
-vanished with data still to be sent.
+frames to the transport. Handshake, pings, fragmentation and closing stay uvicorn's, but for some of its habits: it logs
+the query string (which may hold a key) and a traceback for each text that is none, it closes with 1012 at shutdown, and
+it waits for ever for a peer that vanished with data still to be sent, or whose handshake cannot be read.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ OUTLET_EXTENSION = "sensorkeep.outlet"
 """The ASGI scope extension under which the protocol offers its outlet."""
 
 GOING_AWAY = 1001
+NO_TEXT = 1007
+_BAD_HANDSHAKE = b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 _SHUTDOWN_REASON = "the server is shutting down"
 
 _logger = logging.getLogger("uvicorn.error.websocket")
@@ -83,6 +85,26 @@ class LiveWebSocketProtocol(WebSocketsSansIOProtocol):
         extensions = cast("dict[str, object]", self.scope["extensions"])
         extensions[OUTLET_EXTENSION] = self.outlet
         await super().run_asgi()
+
+    def data_received(self, data: bytes) -> None:
+        """Take frames; refuse a handshake that cannot be read."""
+        super().data_received(data)
+        if self.conn.handshake_exc is not None and not self.handshake_initiated and not self.transport.is_closing():
+            self.transport.write(_BAD_HANDSHAKE)
+            self.transport.close()
+
+    def send_receive_event_to_app(self) -> None:
+        """Hand on a message; close with 1007 where it is a text and not UTF-8."""
+        if self.curr_msg_data_type == "text":
+            try:
+                b"".join(self.frames).decode()
+            except UnicodeDecodeError:
+                self.frames = []
+                if not self.close_sent:
+                    self.conn.send_close(NO_TEXT)
+                    self.handle_parser_exception()
+                return
+        super().send_receive_event_to_app()
 
     def pause_writing(self) -> None:
         """The transport is over its high-water mark."""
