@@ -88,6 +88,7 @@ class Simulation:
             on_step()
         self._tell(f"resting after {self.deaths} deaths")
         self.pipeline.let_faults_happen(False)
+        self.pipeline.queue.rate = 0.0
         self.rest(on_step)
 
     def rest(self, on_step: Callable[[], None] = lambda: None) -> None:
