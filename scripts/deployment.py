@@ -1,4 +1,4 @@
-"""The distributed form as one description: which services stand around Sensorkeep, and the environment of its processes.
+"""The distributed form in one description: the services around Sensorkeep, and the environment of its processes.
 
 deploy/compose.yaml is written from here (scripts/write_deploy.py). The tests and benchmarks that start gateways and
 workers by hand take the same environment with other addresses, so what they prove holds for what is deployed.
@@ -27,7 +27,7 @@ PARTITIONS = 12
 """Partitions of the topic: the most workers that share the work. More later means to drain the topic first."""
 
 
-class Services(NamedTuple):
+class Places(NamedTuple):
     """Where the services are, and what is this installation's there."""
 
     brokers: str
@@ -44,19 +44,19 @@ class Services(NamedTuple):
     """What every name in Valkey begins with."""
 
 
-def environment(services: Services, *, partitions: int = PARTITIONS) -> dict[str, str]:
+def environment(places: Places, *, partitions: int = PARTITIONS) -> dict[str, str]:
     """What every Sensorkeep process (gateway, worker, migrate) must know of the services."""
     return {
-        "SENSORKEEP_OBJECT_STORE_URL": f"s3://{services.bucket}",
-        "SENSORKEEP_S3_ENDPOINT": services.s3_endpoint,
-        "SENSORKEEP_S3_ACCESS_KEY": services.s3_access_key,
-        "SENSORKEEP_S3_SECRET_KEY": services.s3_secret_key,
-        "SENSORKEEP_QUEUE_URL": f"kafka://{services.brokers}/{services.topic}",
+        "SENSORKEEP_OBJECT_STORE_URL": f"s3://{places.bucket}",
+        "SENSORKEEP_S3_ENDPOINT": places.s3_endpoint,
+        "SENSORKEEP_S3_ACCESS_KEY": places.s3_access_key,
+        "SENSORKEEP_S3_SECRET_KEY": places.s3_secret_key,
+        "SENSORKEEP_QUEUE_URL": f"kafka://{places.brokers}/{places.topic}",
         "SENSORKEEP_KAFKA_PARTITIONS": str(partitions),
-        "SENSORKEEP_TSDB_URL": services.database_url,
-        "SENSORKEEP_CATALOG_URL": services.database_url,
-        "SENSORKEEP_PUBSUB_URL": services.valkey_url,
-        "SENSORKEEP_PUBSUB_PREFIX": services.prefix,
+        "SENSORKEEP_TSDB_URL": places.database_url,
+        "SENSORKEEP_CATALOG_URL": places.database_url,
+        "SENSORKEEP_PUBSUB_URL": places.valkey_url,
+        "SENSORKEEP_PUBSUB_PREFIX": places.prefix,
     }
 
 
@@ -99,7 +99,7 @@ SUBNET = Variable(
 SECRETS = (POSTGRES_PASSWORD, S3_ACCESS_KEY, S3_SECRET_KEY, ADMIN_PASSWORD)
 CHOICES = (GATEWAY_ADDRESS, GATEWAY_PORTS, GATEWAYS, WORKERS, PROMETHEUS_PORT, POSTGRES_MEMORY, SUBNET)
 
-COMPOSE_SERVICES = Services(
+COMPOSE_PLACES = Places(
     brokers=f"kafka:{KAFKA_PORT}",
     s3_endpoint=f"http://seaweedfs:{S3_PORT}",
     s3_access_key=str(S3_ACCESS_KEY),

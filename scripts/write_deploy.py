@@ -12,7 +12,7 @@ import yaml
 from deployment import (
     ADMIN_PASSWORD,
     CHOICES,
-    COMPOSE_SERVICES,
+    COMPOSE_PLACES,
     GATEWAY_ADDRESS,
     GATEWAY_PORT,
     GATEWAY_PORTS,
@@ -74,7 +74,7 @@ def common() -> Node:
         "build": {"context": "..", "dockerfile": "deploy/Dockerfile"},
         "env_file": [{"path": "sensorkeep.env", "required": False}],
         "read_only": True,
-        "tmpfs": ["/tmp", "/var/lib/sensorkeep"],  # noqa: S108 - in the container
+        "tmpfs": ["/tmp", "/var/lib/sensorkeep"],
         "cap_drop": ["ALL"],
         "security_opt": ["no-new-privileges:true"],
         "logging": {"driver": "local"},
@@ -95,7 +95,7 @@ def beside_services() -> Node:
 
 def sensorkeep_services() -> dict[str, tuple[str, Node]]:
     """(comment, definition) of Sensorkeep's own processes by their names."""
-    serving = {"SENSORKEEP_HOST": "0.0.0.0", "SENSORKEEP_METRICS_OPEN": "true"}  # noqa: S104 - in the container
+    serving = {"SENSORKEEP_HOST": "0.0.0.0", "SENSORKEEP_METRICS_OPEN": "true"}
     gateway = {
         "<<": "*sensorkeep",
         "command": ["gateway"],
@@ -255,7 +255,7 @@ def compose() -> str:
     }
     parts = [COMPOSE_HEAD + _yaml({"name": "sensorkeep"})]
     parts.append("# Where every Sensorkeep process finds the services.\n")
-    parts[-1] += _yaml({"x-services": environment(COMPOSE_SERVICES)}, anchor="services")
+    parts[-1] += _yaml({"x-services": environment(COMPOSE_PLACES)}, anchor="services")
     parts.append(_yaml({"x-sensorkeep": common()}, anchor="sensorkeep"))
     parts.append("services:\n" + "\n".join(_service(name, *told) for name, told in services.items()))
     volumes: Node = {name: {} for name in ("kafka", "seaweedfs", "timescaledb", "prometheus")}

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -13,6 +14,10 @@ from pathlib import Path
 from types import TracebackType
 
 import psycopg
+
+sys.path.append(str(Path(__file__).parents[2] / "scripts"))  # what is deployed is described there
+
+from deployment import Places, environment
 
 from services.broker import Kafka
 from services.postgresql import PostgreSQL
@@ -99,17 +104,18 @@ def has_timescale() -> bool:
 
 
 def settings(addresses: dict[str, str], database_url: str) -> dict[str, str]:
-    """The settings of a gateway or worker on these services, with a topic, a bucket and a prefix of their own."""
+    """The settings of a gateway or worker on these services, as it is deployed, with a topic, a bucket and a prefix of
+    their own."""
     name = new_name("test")
-    return {
-        "SENSORKEEP_OBJECT_STORE_URL": f"s3://{name}",
-        "SENSORKEEP_S3_ENDPOINT": addresses[S3_ENDPOINT],
-        "SENSORKEEP_S3_ACCESS_KEY": ACCESS_KEY,
-        "SENSORKEEP_S3_SECRET_KEY": SECRET_KEY,
-        "SENSORKEEP_QUEUE_URL": f"kafka://{addresses[BROKERS]}/{name}",
-        "SENSORKEEP_KAFKA_PARTITIONS": "4",
-        "SENSORKEEP_TSDB_URL": database_url,
-        "SENSORKEEP_CATALOG_URL": database_url,
-        "SENSORKEEP_PUBSUB_URL": addresses[VALKEY_URL],
-        "SENSORKEEP_PUBSUB_PREFIX": name,
-    }
+    places = Places(
+        brokers=addresses[BROKERS],
+        s3_endpoint=addresses[S3_ENDPOINT],
+        s3_access_key=ACCESS_KEY,
+        s3_secret_key=SECRET_KEY,
+        database_url=database_url,
+        valkey_url=addresses[VALKEY_URL],
+        bucket=name,
+        topic=name,
+        prefix=name,
+    )
+    return environment(places, partitions=4)

@@ -7,28 +7,19 @@ import uuid
 from base64 import urlsafe_b64encode
 from pathlib import Path
 
+from deployment import KAFKA_SETTINGS
+
 from services.java import java, kafka_jars
 from services.process import Service, ServiceFailed, answers, free_ports
 
-SETTINGS = {
-    "process.roles": "broker,controller",
-    "node.id": "1",
-    "controller.listener.names": "CONTROLLER",
-    "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
-    "auto.create.topics.enable": "false",
-    # One node keeps one copy of everything.
-    "offsets.topic.replication.factor": "1",
+SETTINGS = KAFKA_SETTINGS | {
     "offsets.topic.num.partitions": "4",
-    "transaction.state.log.replication.factor": "1",
-    "transaction.state.log.min.isr": "1",
-    "share.coordinator.state.topic.replication.factor": "1",
-    "share.coordinator.state.topic.min.isr": "1",
-    "group.initial.rebalance.delay.ms": "0",
     # What was killed is noticed soon.
     "group.min.session.timeout.ms": "1000",
     "log.cleaner.enable": "false",
     "num.partitions": "4",
 }
+"""As it is deployed, with less of everything, and ports and a folder of its own."""
 
 
 class Kafka(Service):
