@@ -325,6 +325,26 @@ def test_a_claim_that_is_delivered_twice_in_one_round_is_stored_and_acknowledged
     assert pipeline.queue.depth().claims == 0
 
 
+@pytest.mark.parametrize("method", ["ended", "unfinished"])
+def test_a_copy_of_a_claim_that_is_held_is_given_back_where_the_round_fails_early(
+    pipeline: Pipeline, method: str
+) -> None:
+    send(pipeline, 0, 5)
+    settle, pipeline.store.settle = pipeline.store.settle, list  # type: ignore[method-assign]
+    send(pipeline, 50, 1, timestamp=rfc3339(START_US - DAY_US))  # the late one makes it wait
+    pipeline.worker.round()
+    pipeline.queue.rate = 1.0
+    part = pipeline.ledger if method == "ended" else pipeline.working.attempts
+    break_once(pipeline, part, method, Unavailable("down"), after=False)
+    with pytest.raises(Unavailable):
+        pipeline.worker.round()
+    assert pipeline.queue.redelivered
+    pipeline.queue.rate = 0.0
+    pipeline.store.settle = settle  # type: ignore[method-assign]
+    work_to_rest(pipeline)
+    assert pipeline.queue.depth().claims == 0
+
+
 def test_a_claim_that_comes_again_after_its_end_changes_nothing(pipeline: Pipeline) -> None:
     send(pipeline, 0, 5, value=1.0)
     pipeline.queue.rate = 1.0

@@ -147,8 +147,9 @@ class Worker:
             try:
                 self._write_watched(deliveries)
             except BaseException:
-                done = self._held.keys() | {dead.deliveries[0].claim.batch_id for dead in self._dead}
-                self._queue.release([d for d in deliveries if d.claim.batch_id not in done])
+                kept = [held.deliveries for held in self._held.values()] + [dead.deliveries for dead in self._dead]
+                tokens = {delivery.token for delivery in chain.from_iterable(kept)}
+                self._queue.release([delivery for delivery in deliveries if delivery.token not in tokens])
                 raise
         self._settle(idle=not deliveries, urgent=any(d.claim.urgent for d in deliveries))
         self._record()
