@@ -1,7 +1,7 @@
 # One command each. Everything needed is installed into .venv by scripts/setup.sh from the lock files.
 PYTEST = .venv/bin/python -m pytest
 
-.PHONY: run test test-distributed check bench example setup format docs lock
+.PHONY: run test test-distributed check bench bench-quick deploy chaos example setup format docs
 
 run:
 	@scripts/setup.sh runtime
@@ -28,7 +28,18 @@ format: setup
 	.venv/bin/ruff format .
 
 bench: setup
-	.venv/bin/python -m bench
+	.venv/bin/python -m bench full
+
+bench-quick: setup
+	.venv/bin/python -m bench quick --check
+
+deploy: setup
+	.venv/bin/python scripts/write_deploy.py
+
+# Thousands of seeds and many kills; FIRST_SEED, SEEDS and ROUNDS choose how many (docs/RELIABILITY.md).
+chaos: setup
+	@SENSORKEEP_TEST_SEEDS=$${SEEDS:-2000} SENSORKEEP_TEST_FIRST_SEED=$${FIRST_SEED:-1} $(PYTEST) -n 2 --timeout 7200 tests/simulation
+	@SENSORKEEP_TEST_KILL_ROUNDS=$${ROUNDS:-50} $(PYTEST) --timeout 7200 tests/blackbox/test_crash.py
 
 example: setup
 	.venv/bin/python scripts/example.py

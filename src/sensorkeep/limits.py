@@ -213,7 +213,7 @@ POSTGRES_REFRESH_SECONDS_MAX = 600
 """Longest refresh of a day in TimescaleDB's aggregates: some seconds for a thousand sensors."""
 POSTGRES_ANSWER_GRACE_SECONDS = 5
 """A server that has not answered, or ended the statement, this long after it should have is taken for dead."""
-POSTGRES_ATTEMPTS_MAX = 10
+POSTGRES_ATTEMPTS_MAX = 20
 """Tries of a transaction that met another one. Each time another one was done, so many workers need some."""
 POSTGRES_DAYS_AT_ONCE_MAX = 100
 """Days of readings touched by one transaction: each costs two or three locks of the server, which has room for 64 for
@@ -226,8 +226,8 @@ POSTGRES_SEAL_LOCK_SECONDS_MAX = 0.5
 """Sealing a day waits this long for the reads and writes in flight, and new ones wait behind it; then it gives up until
 the next time."""
 POSTGRES_REFRESH_SECONDS = 7200.0
-"""A day with changed hours is refreshed in TimescaleDB's aggregates this often: that computes all its sensors anew. Until
-then reads compute the changed hours from raw."""
+"""A day with changed hours is refreshed in TimescaleDB's aggregates this often: that computes all its sensors anew.
+Until then reads compute the changed hours from raw."""
 POSTGRES_BATCHES_PRUNED_MAX = 10_000
 """Batch ids forgotten at once."""
 

@@ -129,10 +129,10 @@ def test_gateways_and_workers_at_once_count_every_batch_once(one: Database, othe
         for _ in range(60):
             begun.append(ledger.accounting()[1])
 
-    receivers = [lambda ledger=ledger: receive(ledger) for ledger in ledgers]  # type: ignore[misc]
+    receivers = [lambda ledger=ledger: receive(ledger) for ledger in ledgers]
     settlers = [
         lambda ledger=ledger, order=order: settle(ledger, order) for ledger, order in zip(ledgers, (1, -1), strict=True)
-    ]  # type: ignore[misc]
+    ]
     at_once(*receivers, *settlers, lambda: watch(ledgers[0]))
     for seen in begun:
         assert seen.received == seen.stored + seen.quarantined + seen.pending

@@ -46,7 +46,7 @@ def single(gateway: Server, sensor_id: str, temperature: float, at: datetime | N
 def test_a_batch_sent_to_one_gateway_is_stored_by_a_worker_and_read_from_the_other(cluster: Cluster) -> None:
     one, other = cluster.gateways
     equipment, sensor = new_uuid(), new_uuid()
-    readings = [esm_reading(sensor, float(i), hours_ago(2) + timedelta(seconds=i)) for i in range(500)]
+    readings = [esm_reading(sensor, float(i), hours_ago(2) + timedelta(milliseconds=i)) for i in range(500)]
     answer = one.stored([esm_equipment(equipment, readings)])
     assert (answer["stored"], answer["duplicate"]) == (500, 0)
     (row,) = other.get(f"/analytics/equipment/{equipment}/history")["data"]

@@ -7,7 +7,8 @@ from pathlib import Path
 import psycopg
 import pytest
 from confluent_kafka import Consumer, Producer
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
 
 from services.broker import Kafka
 from services.java import JAVA_VERSION_MIN, _version, java, kafka_jars
