@@ -51,7 +51,7 @@ class Maintenance:
         """`extension`: the schema that TimescaleDB is in; None without it."""
         self._engine = engine
         self._clock = clock
-        self._buckets: Buckets = Tables(engine, clock) if extension is None else Aggregates(engine, clock, extension)
+        self._buckets: Buckets = Tables(engine, clock) if extension is None else Aggregates(engine, extension)
         self._sealing = Sealing(engine, self._buckets, raw_retention_days)
         self._pruned_us: int | None = None
 
@@ -86,7 +86,7 @@ class Maintenance:
         if state.newest_us is None:
             return False
         rolled = self._roll(state, now_us)
-        redone = self._buckets.redo(state.last_write_us, now_us)
+        redone = self._buckets.redo(now_us)
         sealed = self._sealing.seal(now_us)
         return rolled or redone or sealed
 

@@ -44,7 +44,7 @@ class Buckets(Protocol):
         """
         ...
 
-    def redo(self, last_write_us: int | None, now_us: int) -> bool:
+    def redo(self, now_us: int) -> bool:
         """Make some changed buckets anew, where it is their turn, and forget their marks; False where none was."""
         ...
 
@@ -65,10 +65,6 @@ class Tables:
         self._clock = clock
         self._series = _Pace(_SERIES_FIRST, _SERIES_MAX)
         self._hours = _Pace(1, 24)
-        self._turns: dict[int, int] = {}
-        self._rounds = 0
-        self._not_before = 0.0
-        self._redone_write_us: int | None = None
 
     @property
     def hours(self) -> int:
@@ -104,21 +100,15 @@ class Tables:
         self._series.took(self._clock.monotonic() - began)
         return True
 
-    def redo(self, last_write_us: int | None, now_us: int) -> bool:
+    def redo(self, now_us: int) -> bool:
         """See Buckets."""
         began = self._clock.monotonic()
-        if last_write_us != self._redone_write_us and began < self._not_before:
+        due = [turn.day for turn in _turns(self._engine, now_us, now_us) if turn.is_time]
+        if not due:
             return False
-        with self._engine.session() as session:
-            days = [day for (day,) in session.execute(statement("dirty_days")).fetchall()]
-        if not days:
-            return False
-        day = min(days, key=lambda day: (self._turns.get(day, -1), day))
-        self._rounds += 1
-        self._turns = {known: turn for known, turn in self._turns.items() if known in days} | {day: self._rounds}
-        self.redo_day(day)
-        self._redone_write_us = last_write_us
-        self._not_before = began + (self._clock.monotonic() - began) * (1 + _REDO_PAUSE)
+        self.redo_day(due[0])
+        pause_us = int((self._clock.monotonic() - began) * _REDO_PAUSE * MICROSECONDS)
+        self._engine.run(lambda session: _note_redone(session, due[0], now_us, now_us + pause_us))
         return True
 
     def redo_day(self, day: int) -> bool:
@@ -139,12 +129,9 @@ class Aggregates:
 
     hours: int = 24
 
-    def __init__(self, engine: Engine, clock: Clock, extension: str) -> None:
+    def __init__(self, engine: Engine, extension: str) -> None:
         self._engine = engine
-        self._clock = clock
         self._extension = extension
-        self._refreshed_us: dict[int, int] = {}
-        self._refreshed_write_us: dict[int, int | None] = {}
 
     def roll(self, start_us: int, until_us: int, after_series: int, last_series: int) -> bool:
         """See Buckets."""
@@ -155,18 +142,17 @@ class Aggregates:
             self._engine.run(lambda session: _move_rolled(session, until_us))
         return done
 
-    def redo(self, last_write_us: int | None, now_us: int) -> bool:
-        """See Buckets. A day is refreshed at once where nothing was written since it was last, else now and then."""
-        with self._engine.session() as session:
-            days = {day for (day,) in session.execute(statement("dirty_days")).fetchall()}
-        self._refreshed_us = {day: at_us for day, at_us in self._refreshed_us.items() if day in days}
+    def redo(self, now_us: int) -> bool:
+        """See Buckets."""
         pause_us = int(POSTGRES_REFRESH_SECONDS * MICROSECONDS)
-        for day in sorted(days, key=lambda day: (self._refreshed_us.get(day, -1), day)):
-            waited = now_us - self._refreshed_us.get(day, now_us - pause_us) >= pause_us
-            if waited or self._refreshed_write_us.get(day) == last_write_us:
-                self._refreshed_us[day], self._refreshed_write_us[day] = now_us, last_write_us
-                return self.redo_day(day)
-        return False
+        for turn in _turns(self._engine, now_us, now_us - pause_us):
+            if turn.is_time_for_day and self.redo_day(turn.day):
+                redone = turn.day
+                break
+        else:
+            return False
+        self._engine.run(lambda session: _note_redone(session, redone, now_us, now_us))
+        return True
 
     def redo_day(self, day: int) -> bool:
         """See Buckets."""
@@ -210,6 +196,14 @@ class Aggregates:
         return not pending
 
 
+class _Turn(NamedTuple):
+    """A day with changed hours; whether it is time to redo any, and whether it is time for this one."""
+
+    day: int
+    is_time: bool
+    is_time_for_day: bool
+
+
 class _Marks(NamedTuple):
     """Marks of one day."""
 
@@ -241,6 +235,17 @@ def _save(session: Session, period: Period, source: str, bounds: dict[str, Any])
 
 def _move_rolled(session: Session, until_us: int) -> None:
     session.execute(statement("move_rolled"), {"until": moment(until_us)})
+
+
+def _turns(engine: Engine, now_us: int, before_us: int) -> list[_Turn]:
+    """Days with changed hours; it is time for those that were not redone since `before_us`."""
+    with engine.session() as session:
+        found = session.execute(statement("dirty_days"), {"now": moment(now_us), "before": moment(before_us)})
+        return [_Turn(*row) for row in found.fetchall()]
+
+
+def _note_redone(session: Session, day: int, now_us: int, after_us: int) -> None:
+    session.execute(statement("note_redone"), {"day": day, "now": moment(now_us), "after": moment(after_us)})
 
 
 def _marks(session: Session, day: int, sensors: int) -> _Marks | None:

@@ -1,7 +1,7 @@
 """Readings of some batches on their way into the tables, within a transaction.
 
-Of each identity only the last reading is sent. The database inserts what is new and says what it has already; the
-rest is judged here, on whole columns, against what is stored.
+Of each identity only the last reading is sent. What the database has of them already is judged here, on whole columns;
+the rest is inserted.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from psycopg import errors
 
 from sensorkeep.clock import DAY_US, HOUR_US
 from sensorkeep.tsdb.postgres import columns, sealed
@@ -64,36 +65,36 @@ class Target:
         return outcome
 
     def _store(self, identities: _Identities) -> Integers:
-        there = self._insert(identities)
+        self.session.execute(statement("create_incoming"))
+        copy_in(self.session, "incoming", identities.last_readings())
+        known = self._known(identities)
+        there = known["position"].astype(np.int64)
         changed: Integers = np.empty(0, np.int64)
+        if len(there) < identities.count:
+            self._insert(there)
         if len(there):
-            judged = _judge(identities, there, self._known(identities, there))
+            judged = _judge(identities, there, known)
             changed = judged.changed
             self._write_over("change_readings", changed)
             self._write_over("confirm_readings", judged.confirmed)
         self._mark(identities, np.union1d(np.setdiff1d(np.arange(identities.count), there), changed))
         return identities.outcome_of_rows()
 
-    def _insert(self, identities: _Identities) -> Integers:
-        """Insert the last reading of each identity; the identities that are there already, ascending."""
-        self.session.execute(statement("create_incoming"))
-        copy_in(self.session, "incoming", identities.last_readings())
-        ((there,),) = self.session.execute(statement("insert_new"), binary=True).fetchall()
-        return np.sort(np.frombuffer(there or b"", ">i4").astype(np.int64))
-
-    def _known(self, identities: _Identities, there: Integers) -> Columns:
-        """What is stored of the identities `there`, in their order."""
-        days = np.floor_divide(identities.time_us[there], DAY_US)
+    def _known(self, identities: _Identities) -> Columns:
+        """What is stored of the identities already, in their order; `position` is the identity."""
         parts = []
-        for day in np.unique(days).tolist():
-            asked = there[days == day]
-            bounds = {"start": moment(day * DAY_US), "end": moment((day + 1) * DAY_US), "positions": asked.tolist()}
-            part = fetch(self.session, statement("known_readings"), bounds, _KNOWN)
-            parts.append(columns.ordered(part, np.argsort(part["position"])))
+        for day in np.unique(np.floor_divide(identities.time_us, DAY_US)).tolist():
+            bounds = {"start": moment(day * DAY_US), "end": moment((day + 1) * DAY_US)}
+            parts.append(fetch(self.session, statement("known_readings"), bounds, _KNOWN))
         whole = columns.joined(parts)
-        if len(whole["position"]) < len(there):
-            raise Retry("a reading that was there is not found")
         return columns.ordered(whole, np.argsort(whole["position"]))
+
+    def _insert(self, known: Integers) -> None:
+        """Insert the last reading of each identity but the `known` ones."""
+        try:
+            self.session.execute(statement("insert_new"), {"known": known.tolist()})
+        except errors.UniqueViolation as error:
+            raise Retry("a reading was written by somebody else meanwhile") from error
 
     def _write_over(self, name: str, identities: Integers) -> None:
         """Write the last reading of the identities over what is stored of them."""

@@ -110,7 +110,7 @@ class Writer:
         """Write what the portion has of batches that are not settled; the counts of those that are settled now."""
         session.execute(statement("lock_writers"))
         if self._timescale:
-            session.execute(statement("decompress_freely"))
+            session.execute(statement("tune_timescale"), prepare=False)
         ours = _claim(session, batches.ids, now_us)
         counts = _known_counts(session, [batch_id for batch_id in batches.ids if batch_id not in ours])
         ((marking_us, open_days, sealed_days),) = session.execute(

@@ -44,14 +44,28 @@ UPDATE marks SET rolled_until = %(until)s, rolled_series = 0
 UPDATE marks SET rolled_series = %(upto)s
 
 -- name: dirty_days
--- Days with changed hours that are rolled up.
-SELECT DISTINCT floor(extract(epoch FROM time) / 86400)::INTEGER FROM dirty, marks WHERE time < marks.rolled_until
+-- Days with changed hours that are rolled up, those that wait longest first; and whether it is time for each: for any at
+-- all, and for it. Where nothing was written since the last time, it is time at once.
+SELECT
+    days.day,
+    coalesce(marks.last_write <= marks.redone_at OR marks.redo_after <= %(now)s, true),
+    coalesce(marks.last_write <= days.redone_at OR days.redone_at <= %(before)s, true)
+FROM marks, days
+WHERE days.day IN (SELECT DISTINCT floor(extract(epoch FROM time) / 86400)::INTEGER FROM dirty, marks
+    WHERE time < marks.rolled_until)
+ORDER BY days.redone_at NULLS FIRST, days.day
+
+-- name: note_redone
+WITH noted AS (UPDATE days SET redone_at = %(now)s WHERE day = %(day)s)
+UPDATE marks SET redone_at = %(now)s, redo_after = %(after)s
 
 -- name: dirty_of_day
--- The marks of some sensors of a day.
-SELECT id, series, (extract(epoch FROM time) * 1000000)::BIGINT FROM dirty, marks
-WHERE time >= %(start)s AND time < least(%(end)s, marks.rolled_until) AND series IN (
-    SELECT DISTINCT series FROM dirty WHERE time >= %(start)s AND time < %(end)s ORDER BY series LIMIT %(limit)s
+-- The marks of the first sensors of a day.
+SELECT id, series, (extract(epoch FROM time) * 1000000)::BIGINT FROM dirty
+WHERE time >= %(start)s AND time < least(%(end)s, (SELECT rolled_until FROM marks)) AND series <= (
+    SELECT max(series) FROM (
+        SELECT DISTINCT series FROM dirty WHERE time >= %(start)s AND time < %(end)s ORDER BY series LIMIT %(limit)s
+    ) AS first
 )
 
 -- name: forget_dirty

@@ -7,7 +7,8 @@ CREATE SCHEMA IF NOT EXISTS telemetry;
 -- One row: how far things are. Hours before `marking_until` are marked when readings are written into them; hours
 -- before `rolled_until`, and days that end before it, are stored and, unless they are marked, true. Of the day that
 -- `rolled_until` stands at the end of, the buckets of series up to `rolled_series` are made. `newest` is the time of
--- the newest reading, `last_write` when one came; they run a little behind. Null: there is nothing yet.
+-- the newest reading, `last_write` when one came; they run a little behind. `redone_at` is when changed buckets were
+-- last made anew, `redo_after` when it is time for some more. Null: there is nothing yet.
 CREATE TABLE telemetry.marks (
     one BOOLEAN PRIMARY KEY DEFAULT true CHECK (one),
     revision TEXT NOT NULL,
@@ -16,7 +17,9 @@ CREATE TABLE telemetry.marks (
     rolled_until TIMESTAMPTZ,
     rolled_series INTEGER NOT NULL DEFAULT 0,
     newest TIMESTAMPTZ,
-    last_write TIMESTAMPTZ
+    last_write TIMESTAMPTZ,
+    redone_at TIMESTAMPTZ,
+    redo_after TIMESTAMPTZ
 );
 
 -- Small numbers stand for the sensors' uuids.
@@ -25,11 +28,13 @@ CREATE TABLE telemetry.series (
     uuid TEXT COLLATE "C" NOT NULL UNIQUE
 );
 
--- UTC days since 1970-01-01 that have, or had, readings. Of a sealed day only the buckets are kept.
+-- UTC days since 1970-01-01 that have, or had, readings. Of a sealed day only the buckets are kept. `last_write` is exact
+-- to the minute, and only of days that may soon be sealed; `redone_at` is when changed buckets were last made anew.
 CREATE TABLE telemetry.days (
     day INTEGER PRIMARY KEY,
     sealed BOOLEAN NOT NULL DEFAULT false,
-    last_write TIMESTAMPTZ NOT NULL
+    last_write TIMESTAMPTZ NOT NULL,
+    redone_at TIMESTAMPTZ
 );
 
 -- Batches with their first counts. `until_day` is set while a batch of very many days is written in portions: what it
