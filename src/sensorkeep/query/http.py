@@ -18,6 +18,7 @@ from urllib.parse import urlencode
 import msgspec
 from fastapi import APIRouter, Depends, Request, Response
 from starlette.concurrency import run_in_threadpool
+from starlette.convertors import Convertor, register_url_convertor
 
 from sensorkeep.auth.scopes import Scope
 from sensorkeep.clock import rfc3339
@@ -25,6 +26,23 @@ from sensorkeep.limits import QUERIES_AT_ONCE_MAX
 from sensorkeep.query import answers, openapi
 from sensorkeep.query.formats import JSON, HistoryPage, encode_history, negotiate
 from sensorkeep.query.service import QueryService
+
+
+class _Identifier(Convertor[str]):
+    """Any text in a path. Starlette's own leaves out line ends, and a last one it overlooks."""
+
+    regex = r"[\s\S]*"
+
+    def convert(self, value: str) -> str:
+        """As it is."""
+        return value
+
+    def to_string(self, value: str) -> str:
+        """As it is."""
+        return value
+
+
+register_url_convertor("identifier", _Identifier())
 
 
 def query_router(service: QueryService, requires: Callable[[Scope], Callable[..., Any]]) -> APIRouter:
@@ -40,7 +58,7 @@ def query_router(service: QueryService, requires: Callable[[Scope], Callable[...
 
 def _add_history(router: APIRouter, service: QueryService, scans: asyncio.Semaphore) -> None:
     @router.get(
-        "/analytics/equipment/{uuid:path}/history",
+        "/analytics/equipment/{uuid:identifier}/history",
         summary="History of the sensors of an equipment",
         responses=openapi.answered_history("equipment"),
         openapi_extra={"parameters": [openapi.path_parameter("uuid"), *openapi.HISTORY, openapi.SENSOR_TYPE]},
@@ -55,7 +73,7 @@ def _add_history(router: APIRouter, service: QueryService, scans: asyncio.Semaph
         return await _history(request, scans, service.equipment_history)
 
     @router.get(
-        "/analytics/sensor/{uuid:path}/history",
+        "/analytics/sensor/{uuid:identifier}/history",
         summary="History of a sensor",
         responses=openapi.answered_history("sensor"),
         openapi_extra={"parameters": [openapi.path_parameter("uuid"), *openapi.HISTORY]},
@@ -67,7 +85,7 @@ def _add_history(router: APIRouter, service: QueryService, scans: asyncio.Semaph
 
 def _add_statistics(router: APIRouter, service: QueryService, scans: asyncio.Semaphore) -> None:
     @router.get(
-        "/analytics/equipment/{uuid:path}/stats",
+        "/analytics/equipment/{uuid:identifier}/stats",
         summary="Statistics of the sensors of an equipment",
         responses=openapi.answered([answers.EquipmentStats], [openapi.STATS_EXAMPLE], "bad_parameter", "not_found"),
         openapi_extra={"parameters": [openapi.path_parameter("uuid"), *openapi.STATS]},
@@ -79,7 +97,7 @@ def _add_statistics(router: APIRouter, service: QueryService, scans: asyncio.Sem
         )
 
     @router.get(
-        "/analytics/home-assistant/{uuid:path}",
+        "/analytics/home-assistant/{uuid:identifier}",
         summary="The last hours of an equipment, for Home Assistant",
         responses=openapi.answered(
             [answers.HomeAssistant], [openapi.HOME_ASSISTANT_EXAMPLE], "bad_parameter", "not_found"
@@ -95,7 +113,7 @@ def _add_statistics(router: APIRouter, service: QueryService, scans: asyncio.Sem
 
 def _add_latest(router: APIRouter, service: QueryService, lookups: asyncio.Semaphore) -> None:
     @router.get(
-        "/sensor/{sensor_id:path}/latest",
+        "/sensor/{sensor_id:identifier}/latest",
         summary="The newest record of a sensor_id, or the newest reading of a sensor or an equipment",
         responses=openapi.answered(
             [answers.LatestSingle, answers.LatestOfSensor, answers.LatestOfEquipment],
@@ -136,7 +154,7 @@ def _add_catalog(router: APIRouter, service: QueryService, lookups: asyncio.Sema
         return await _answer(request, lookups, service.equipment_list, dict(request.query_params))
 
     @router.get(
-        "/equipment/{uuid:path}",
+        "/equipment/{uuid:identifier}",
         summary="An equipment, with sensors and newest values",
         responses=openapi.answered([answers.CatalogEquipment], [openapi.EQUIPMENT_EXAMPLE], "not_found"),
         openapi_extra={"parameters": [openapi.path_parameter("uuid")]},
@@ -145,7 +163,7 @@ def _add_catalog(router: APIRouter, service: QueryService, lookups: asyncio.Sema
         return await _answer(request, lookups, service.equipment, request.path_params["uuid"])
 
     @router.get(
-        "/sensors/{uuid:path}",
+        "/sensors/{uuid:identifier}",
         summary="A sensor and its newest value",
         responses=openapi.answered([answers.CatalogSensor], [openapi.SENSOR_EXAMPLE], "not_found"),
         openapi_extra={"parameters": [openapi.path_parameter("uuid")]},
