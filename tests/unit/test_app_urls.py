@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sensorkeep.app.backends import is_shared, open_backends
+from sensorkeep.app.backends import is_shared, open_backends, open_store
 from sensorkeep.app.urls import address, embedded_path, is_embedded, scheme, shown
 from sensorkeep.clock import SystemClock
 from sensorkeep.config import Config, load_config
@@ -65,3 +66,11 @@ def test_a_process_beside_others_refuses_a_backend_of_its_own(role: Any, embedde
     assert "sensorkeep serve" in raised.value.detail
     assert not (tmp_path / "data").exists()
     assert is_shared(config(**SERVICES))
+
+
+def test_a_machine_that_has_no_wheel_for_postgresql_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pgpq", None)
+    for name in [name for name in sys.modules if name.startswith("sensorkeep.tsdb.postgres")]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(BadConfig, match="needs the package pgpq"):
+        open_store(config(**SERVICES), SystemClock())

@@ -120,7 +120,13 @@ def open_store(config: Config, clock: Clock) -> TimeSeriesStore:
             memory_limit_bytes=config.tsdb_memory_bytes,
             threads=config.tsdb_threads,
         )
-    from sensorkeep.tsdb.postgres import PostgresStore
+    try:
+        from sensorkeep.tsdb.postgres import PostgresStore
+    except ModuleNotFoundError as error:  # pgpq has no wheel for Linux on ARM
+        raise BadConfig(
+            f"SENSORKEEP_TSDB_URL: PostgreSQL needs the package {error.name}, which is not installed on this machine;"
+            " use duckdb:// here, or build the package"
+        ) from None
 
     return PostgresStore(config.tsdb_url, clock=clock, raw_retention_days=config.raw_retention_days)
 
