@@ -220,7 +220,7 @@ def run_child(path: Path, code: str) -> subprocess.Popen[str]:
     """A process of its own that runs `code` with `path`."""
     header = f"""
     import sys
-    sys.path.insert(0, {str(Path(__file__).parent)!r})
+    sys.path[:0] = [{str(Path(__file__).parents[0])!r}, {str(Path(__file__).parents[1])!r}]
     from pathlib import Path
     from sensorkeep.clock import ManualClock
     from tsdb_world import *
