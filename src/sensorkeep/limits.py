@@ -225,7 +225,7 @@ POSTGRES_STEP_SECONDS = 0.3
 POSTGRES_SEAL_LOCK_SECONDS_MAX = 0.5
 """Sealing a day waits this long for the reads and writes in flight, and new ones wait behind it; then it gives up until
 the next time."""
-POSTGRES_REFRESH_SECONDS = 7200.0
+POSTGRES_REFRESH_SECONDS = 12 * 3600.0
 """A day with changed hours is refreshed in TimescaleDB's aggregates this often: that computes all its sensors anew.
 Until then reads compute the changed hours from raw."""
 POSTGRES_BATCHES_PRUNED_MAX = 10_000

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+import re
 import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -499,3 +501,14 @@ def test_a_migration_that_fails_leaves_nothing(database: str, monkeypatch: pytes
             migration.upgrade(database, 30)
     assert migration.status(database) == (None, migration.HEAD)
     migration.upgrade(database, 30)
+
+
+def test_the_documentation_names_every_table_and_view(url: str) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "TIMESCALEDB.md").read_text("utf-8")
+    names = (
+        "SELECT relname FROM pg_class WHERE relnamespace = 'telemetry'::REGNAMESPACE"
+        " AND relkind IN ('r', 'p', 'v') AND NOT relispartition"
+    )
+    with psycopg.connect(url) as connection:
+        for (name,) in connection.execute(names).fetchall():
+            assert re.search(rf"`(telemetry\.)?{name}`", text), name
