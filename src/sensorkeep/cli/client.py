@@ -9,6 +9,7 @@ import email.utils
 import gzip
 import http.client
 import random
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -110,11 +111,16 @@ def retry_after_seconds(answer: Answer, now_seconds: float) -> float | None:
         return None
 
 
+_USER = re.compile(r"(^|//)[^/]*@")
+"""User and password in a URL, behind its scheme."""
+
+
 class HttpConnection:
     """One kept-alive connection, one try per call. Not thread-safe."""
 
     def __init__(self, base_url: str, timeout_seconds: float = limits.CLIENT_TIMEOUT_SECONDS) -> None:
         parts = urlsplit(base_url if "://" in base_url else f"http://{base_url}")
+        base_url = _USER.sub(r"\1", base_url)  # it is shown, and a password may be in it
         try:
             port = parts.port
         except ValueError as error:
