@@ -34,11 +34,11 @@ from tsdb_world import (
 
 from sensorkeep.clock import DAY_US, HOUR_US, MINUTE_US, ManualClock
 from sensorkeep.errors import Unavailable
-from sensorkeep.limits import POSTGRES_DAYS_AT_ONCE_MAX
+from sensorkeep.limits import POSTGRES_DAYS_AT_ONCE_MAX, POSTGRES_MAINTAIN_LOCK_PAUSE_SECONDS
 from sensorkeep.model import Counts
 from sensorkeep.rollup import moments, percentile_cont
 from sensorkeep.tsdb.base import Period, Settled, Write
-from sensorkeep.tsdb.postgres import PostgresStore, maintenance, rows, sealing, writing
+from sensorkeep.tsdb.postgres import PostgresStore, hurry, maintenance, rows, sealing, writing
 from sensorkeep.tsdb.postgres.engine import Session
 
 DAY = NOON_US // DAY_US
@@ -557,9 +557,10 @@ def test_a_day_that_is_still_written_to_keeps_its_raw(
 
 
 def test_a_read_under_way_finds_the_days_that_it_has_seen(
-    opening: Callable[..., PostgresStore], url: str, clock: ManualClock
+    opening: Callable[..., PostgresStore], url: str, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Sealing gives way to it, and is done the next time."""
+    """Sealing gives way to it, and is done later."""
+    monkeypatch.setattr(hurry, "POSTGRES_MAINTAIN_LOCK_SECONDS_MAX", 0.3)
     store = opening(2)
     store.write([write_of("a", (0, NOON_US, 1.0))])
     clock.advance(6 * 24 * 3600)
@@ -569,6 +570,9 @@ def test_a_read_under_way_finds_the_days_that_it_has_seen(
         assert sealed_days(url) == []
         assert snapshot.raw(0, FOREVER_US, 10).num_rows == 1
         assert snapshot.buckets("day", 0, FOREVER_US)["sum"].to_pylist() == [1.0]
+    keep_house(keeper, clock)
+    assert sealed_days(url) == [], "it gave up a moment ago"
+    clock.advance(POSTGRES_MAINTAIN_LOCK_PAUSE_SECONDS)
     keep_house(keeper, clock)
     assert sealed_days(url) == [DAY]
 

@@ -22,6 +22,7 @@ from sensorkeep.limits import (
 )
 from sensorkeep.rollup import hour_start
 from sensorkeep.tsdb.postgres.engine import Engine, Session
+from sensorkeep.tsdb.postgres.hurry import Hurry
 from sensorkeep.tsdb.postgres.rolling import Aggregates, Buckets, Tables
 from sensorkeep.tsdb.postgres.sealing import Sealing
 from sensorkeep.tsdb.postgres.statements import statement
@@ -52,7 +53,8 @@ class Maintenance:
         self._engine = engine
         self._clock = clock
         self._buckets: Buckets = Tables(engine, clock) if extension is None else Aggregates(engine, extension)
-        self._sealing = Sealing(engine, self._buckets, raw_retention_days)
+        self._hurry = Hurry(engine, clock)
+        self._sealing = Sealing(engine, clock, self._buckets, raw_retention_days)
         self._pruned_us: int | None = None
 
     def run(self, now_us: int) -> None:
@@ -99,7 +101,8 @@ class Maintenance:
         until_us = self._until_us(state, start_us, target_us)
         if state.marking_us is None or until_us > state.marking_us:
             # From here on, who writes before `until_us` marks it; who began before, and did not, has ended.
-            self._engine.run(lambda session: _move_marking(session, until_us))
+            if not self._hurry.run(lambda session: _move_marking(session, until_us)):
+                return False
             # And may have begun an earlier day.
             start_us = self._next_us(state)
             assert start_us is not None
@@ -133,10 +136,11 @@ class Maintenance:
             self._pruned_us = now_us
 
 
-def _move_marking(session: Session, until_us: int) -> None:
+def _move_marking(session: Session, until_us: int) -> bool:
     # A writer holds its lock from before it looks at `marking_until` until its end.
     session.execute(statement("wait_for_writers"))
     session.execute(statement("move_marking"), {"until": moment(until_us)})
+    return True
 
 
 def _over_until(state: State, now_us: int) -> int:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from psycopg import errors
-
-from sensorkeep.clock import DAY_US, MICROSECONDS
-from sensorkeep.errors import Unavailable
-from sensorkeep.limits import POSTGRES_SEAL_LOCK_SECONDS_MAX, RETENTION_QUIET_SECONDS
+from sensorkeep.clock import DAY_US, MICROSECONDS, Clock
+from sensorkeep.limits import RETENTION_QUIET_SECONDS
 from sensorkeep.tsdb.postgres.engine import Engine, Session
+from sensorkeep.tsdb.postgres.hurry import Hurry
 from sensorkeep.tsdb.postgres.rolling import Buckets
 from sensorkeep.tsdb.postgres.statements import statement
 from sensorkeep.tsdb.postgres.times import moment
@@ -16,9 +14,10 @@ from sensorkeep.tsdb.postgres.times import moment
 class Sealing:
     """Applies the retention of raw, a day in each step."""
 
-    def __init__(self, engine: Engine, buckets: Buckets, raw_retention_days: int) -> None:
+    def __init__(self, engine: Engine, clock: Clock, buckets: Buckets, raw_retention_days: int) -> None:
         """`raw_retention_days` 0 keeps raw for ever."""
         self._engine = engine
+        self._hurry = Hurry(engine, clock)
         self._buckets = buckets
         self._retention_days = raw_retention_days
         self._confirmed: set[int] = set()
@@ -26,7 +25,7 @@ class Sealing:
 
     def seal(self, now_us: int) -> bool:
         """Seal the first day that is due, or take a step towards it; False where none could be taken."""
-        if not self._retention_days:
+        if not self._retention_days or self._hurry.pauses:
             return False
         bounds = {
             "last": now_us // DAY_US - self._retention_days - 1,
@@ -44,21 +43,14 @@ class Sealing:
             if not self._buckets.confirm_day(day):
                 return False
             self._confirmed.add(day)
-        try:
-            sealed = self._engine.run(lambda session: _seal(session, day))
-        except Unavailable as error:
-            # Reads or writes in flight hold it; they are not to wait for us.
-            if isinstance(error.__cause__, errors.LockNotAvailable):
-                return False
-            raise
-        self._confirmed.discard(day)
+        sealed = self._hurry.run(lambda session: _seal(session, day))
+        if sealed:
+            self._confirmed.discard(day)
         return sealed
 
 
 def _seal(session: Session, day: int) -> bool:
     """Keep the day's buckets and drop its raw, unless it was written to just now."""
-    milliseconds = int(1000 * POSTGRES_SEAL_LOCK_SECONDS_MAX)
-    session.execute("SELECT set_config('lock_timeout', %s, true)", (f"{milliseconds}ms",))
     session.execute(statement("wait_for_writers"))
     session.execute(statement("lock_days_out"))
     bounds = {"start": moment(day * DAY_US), "end": moment((day + 1) * DAY_US)}
