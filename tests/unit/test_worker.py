@@ -13,7 +13,7 @@ import pytest
 from sensorkeep import limits
 from sensorkeep.catalog.base import Accounting
 from sensorkeep.clock import DAY_US, HOUR_US, MICROSECONDS, ManualClock, rfc3339
-from sensorkeep.errors import Unavailable
+from sensorkeep.errors import Conflict, Unavailable
 from sensorkeep.ingest.accept import Sender
 from sensorkeep.model import external_uuid
 from sensorkeep.testing.faulty import Crashed
@@ -217,6 +217,20 @@ def test_a_replay_tries_the_quarantined_readings_alone_and_once(pipeline: Pipeli
     newest = pipeline.latest.reading(SENSOR)
     assert newest is not None
     assert newest.time_us == START_US + HOUR_US
+
+
+def test_a_replay_that_the_worker_would_pass_over_is_refused(pipeline: Pipeline) -> None:
+    batch_id = send(pipeline, 0, 3, timestamp="no time")
+    with pytest.raises(Conflict):
+        pipeline.acceptor.replay(batch_id, SENDER)  # not settled yet
+    work_to_rest(pipeline)
+    replay = pipeline.acceptor.replay(batch_id, SENDER)
+    pipeline.ledger.reopen(batch_id, replay)
+    with pytest.raises(Conflict):
+        pipeline.acceptor.replay(batch_id, SENDER)  # the other one runs
+    work_to_rest(pipeline)
+    assert pipeline.ledger.batch(batch_id).state == "partial"
+    pipeline.acceptor.replay(batch_id, SENDER)
 
 
 def test_payloads_that_are_gone_are_set_aside_at_once_and_too_many_of_them_stop_the_worker(pipeline: Pipeline) -> None:

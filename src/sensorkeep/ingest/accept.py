@@ -25,7 +25,7 @@ from sensorkeep.decode.inflate import make_inflater
 from sensorkeep.decode.newest import newest_readings
 from sensorkeep.decode.options import DecodeOptions, time_range
 from sensorkeep.decode.readings import decode_readings
-from sensorkeep.errors import InvalidInput, LimitExceeded, SensorkeepError, Uncertain
+from sensorkeep.errors import Conflict, InvalidInput, LimitExceeded, SensorkeepError, Uncertain
 from sensorkeep.ingest.announce import Announcer
 from sensorkeep.metrics import Metrics
 from sensorkeep.model import Claim, DecodedBatch, WireFormat
@@ -163,9 +163,11 @@ class Acceptor:
     def replay(self, batch_id: str, sender: Sender) -> str:
         """Ask the worker to try the quarantined readings of a batch again; returns the replay's id.
 
-        Raises NotFound, Conflict where nothing is quarantined, Unavailable.
+        Raises NotFound, Conflict where nothing is quarantined or the batch has not ended, Unavailable.
         """
         batch = self._ledger.batch(batch_id)
+        if batch.state == "accepted":  # the worker would have to pass such a replay over, and nobody would learn of it
+            raise Conflict("the batch is not settled yet, or a replay of it is running; ask again when it is done")
         if not batch.quarantined:
             raise InvalidInput("no reading of this batch is quarantined", code="conflict")
         now_us = self._clock.now_us()
