@@ -36,7 +36,12 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Keep the tests that were asked for. The others are deselected and not skipped: they have a run of their own."""
     wanted = bool(config.getoption("--distributed"))
-    kept = [item for item in items if (item.get_closest_marker("distributed") is not None) is wanted]
+    kept = [
+        item
+        for item in items
+        if (item.get_closest_marker("distributed") is not None) is wanted
+        and (item.get_closest_marker("timescaledb") is None or has_timescale())
+    ]
     if len(kept) < len(items):
         config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
         items[:] = kept

@@ -11,7 +11,6 @@ from tsdb_world import (
     FOREVER_US,
     MANY,
     NOON_US,
-    SHARED,
     UUIDS,
     buckets,
     postgres_database,
@@ -25,7 +24,8 @@ from sensorkeep.model import Counts
 from sensorkeep.tsdb.base import Period, Settled
 from sensorkeep.tsdb.postgres import PostgresStore, migration
 
-TIMESCALE = [kind for kind in SHARED if kind.values == ("timescaledb",)]
+pytestmark = [pytest.mark.distributed, pytest.mark.timescaledb]
+
 PERIODS: tuple[Period, Period] = ("hour", "day")
 DAY = NOON_US // DAY_US
 REFRESH = "CALL refresh_continuous_aggregate('telemetry.telemetry_{}', NULL, NULL)"
@@ -36,9 +36,9 @@ def clock() -> ManualClock:
     return ManualClock(NOON_US)
 
 
-@pytest.fixture(params=TIMESCALE)
-def url(request: pytest.FixtureRequest) -> Iterator[str]:
-    with postgres_database(request.param, 2) as made:
+@pytest.fixture
+def url() -> Iterator[str]:
+    with postgres_database("timescaledb", 2) as made:
         # The jobs of its own are run when a test says so.
         run(made, "SELECT alter_job(job_id, scheduled => false) FROM timescaledb_information.jobs WHERE job_id >= 1000")
         yield made

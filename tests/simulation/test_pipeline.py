@@ -107,4 +107,4 @@ def test_the_seeds_hit_every_seam_with_every_kind_of_fault() -> None:
         faults = simulate(seed).pipeline.faults
         hits |= {(seam, fault) for seam, of_seam in faults.items() for _, fault in of_seam.counts}
     assert {fault for _, fault in hits} == set(Fault)
-    assert {seam for seam, _ in hits} == {"object_store", "queue", "store", "ledger", "inventory", "latest"}
+    assert {seam for seam, _ in hits} == {"attempts", "inventory", "latest", "ledger", "object_store", "queue", "store"}
