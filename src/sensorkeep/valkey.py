@@ -41,6 +41,7 @@ class Valkey:
 
         self._errors: tuple[type[Exception], ...] = (redis.RedisError, OSError)
         self._lost: tuple[type[Exception], ...] = (redis.ConnectionError, redis.TimeoutError, OSError)
+        self._all_in_use = redis.exceptions.MaxConnectionsError
         self._prefix = prefix
         self._closed = False
         self._on_return: list[Callable[[], None]] = []
@@ -86,6 +87,9 @@ class Valkey:
         try:
             result = work(self._client)
         except self._lost as error:
+            # Where all connections are in use, that says nothing of the server.
+            if isinstance(error, self._all_in_use) and self._breaker.closed:
+                raise Unavailable("all connections to Valkey are in use", code="dependency_down") from error
             if self._breaker.failed():
                 log.warning("valkey_lost", cause=str(error))
             raise Unavailable("Valkey cannot be reached", code="dependency_down") from error
@@ -108,10 +112,13 @@ class Valkey:
         self.run(lambda client: client.ping())
 
     def connection(self) -> Any:
-        """A connection of one's own (redis.Connection), not connected yet. Its methods raise what `is_lost` knows."""
+        """A connection of one's own (redis.Connection), not connected yet. Its methods raise what `is_error` knows.
+
+        It is none of the pool's: whoever makes one after the other during an outage uses up none of those."""
         if self._closed:
             raise Unavailable("the client of Valkey is closed", code="dependency_down")
-        return self._client.connection_pool.make_connection()
+        pool = self._client.connection_pool
+        return pool.connection_class(**pool.connection_kwargs)
 
     def is_error(self, error: Exception) -> bool:
         """Whether the driver or the network raised it."""

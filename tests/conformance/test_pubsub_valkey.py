@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 from pubsub_world import Listener, valkey_pubsub, wait_until
+from redis import RedisError
 
 from sensorkeep.errors import BadConfig, Unavailable
-from sensorkeep.limits import PUBSUB_WAITING_BYTES_MAX
+from sensorkeep.limits import PUBSUB_WAITING_BYTES_MAX, VALKEY_CONNECTIONS_MAX
 from sensorkeep.pubsub.valkey import ValkeyPubSub
-from sensorkeep.valkey import Valkey
+from sensorkeep.valkey import Client, Valkey
 from services import new_name
 from services.valkey import Valkey as ValkeyService
 
@@ -243,3 +244,33 @@ def test_a_server_that_is_not_there_yet_is_found_when_it_comes(private: ValkeySe
     wait_until(lambda: heard_by(there, one))
     one.close()
     other.close()
+
+
+def test_tries_to_connect_use_up_none_of_the_connections_that_others_share(private: ValkeyService) -> None:
+    private.kill()
+    valkey = Valkey(private.url)
+    for _ in range(VALKEY_CONNECTIONS_MAX + 1):
+        with pytest.raises(RedisError):
+            valkey.connection().connect()
+    private.start()
+    connection = valkey.connection()
+    connection.connect()
+    valkey.check()
+    connection.disconnect()
+    valkey.close()
+
+
+def test_that_all_connections_are_in_use_is_no_outage(private: ValkeyService, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sensorkeep.valkey.VALKEY_CONNECTIONS_MAX", 1)
+    valkey = Valkey(private.url)
+
+    def ask_while_it_is_held(client: Client) -> None:
+        with client.pipeline() as held:
+            held.watch("a")
+            with pytest.raises(Unavailable, match="in use"):
+                valkey.check()
+            assert valkey.up
+
+    valkey.run(ask_while_it_is_held)
+    valkey.check()
+    valkey.close()
