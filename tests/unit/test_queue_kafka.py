@@ -330,6 +330,15 @@ def test_the_depth_is_the_same_from_a_gateway_and_knows_the_oldest_of_all_partit
     assert gateway.depth() == worker.depth() == (0, None)
 
 
+def test_the_depth_of_a_topic_just_made_is_known_although_its_brokers_are_not_its_leaders_yet(
+    kafka: KafkaWorld,
+) -> None:
+    first = kafka.topic
+    for i in range(10):
+        kafka.topic = f"{first}-{i}"
+        assert kafka.open(consume=False, partitions=12).depth() == (0, None)
+
+
 def test_partitions_added_later_are_read_and_counted(kafka: KafkaWorld) -> None:
     worker, gateway = kafka.open(partitions=1), kafka.open(consume=False)
     gateway.publish([claim("1")])

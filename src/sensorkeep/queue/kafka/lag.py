@@ -38,6 +38,8 @@ _PASSING = frozenset(
         KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
         KafkaError.COORDINATOR_NOT_AVAILABLE,
         KafkaError.NOT_COORDINATOR,
+        KafkaError.LEADER_NOT_AVAILABLE,
+        KafkaError.NOT_LEADER_FOR_PARTITION,  # of a topic just made, too: the broker learns it after the cluster
     }
 )
 """Answers of a cluster that is about to know better."""
@@ -159,11 +161,19 @@ class Lag:
 
     def _offsets(self, numbers: list[int], which: OffsetSpec, deadline: float) -> dict[int, int]:
         asked = {TopicPartition(self._topic, p): which for p in numbers}
-        futures = self._admin.list_offsets(asked, request_timeout=self._left(deadline))
-        return {
-            place.partition: answer_of("the topic's offsets", future, self._left(deadline)).offset
-            for place, future in futures.items()
-        }
+        while True:
+            futures = self._admin.list_offsets(asked, request_timeout=self._left(deadline))
+            try:
+                return {
+                    place.partition: answer_of("the topic's offsets", future, self._left(deadline)).offset
+                    for place, future in futures.items()
+                }
+            except Unavailable as error:
+                cause = error.__cause__
+                passing = isinstance(cause, KafkaException) and error_of(cause).code() in _PASSING
+                if not passing or self._clock.monotonic() > deadline:
+                    raise
+                time.sleep(_AGAIN_SECONDS)
 
     def _read_heads(self, first: Mapping[int, int], deadline: float) -> None:
         """Find out when the first claim that waits was received, in each partition. Raises Unavailable."""
