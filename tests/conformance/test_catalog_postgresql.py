@@ -3,6 +3,7 @@ Database opened again here stands for another process."""
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,7 +26,7 @@ from sensorkeep.catalog.ledger import CatalogLedger
 from sensorkeep.catalog.registry import CatalogRegistry
 from sensorkeep.clock import ManualClock
 from sensorkeep.errors import BadConfig, Conflict, Unavailable
-from sensorkeep.limits import CATALOG_CONNECT_SECONDS_MAX, DESCRIPTIONS_TRUSTED_SECONDS
+from sensorkeep.limits import CATALOG_CONNECT_SECONDS_MAX, DESCRIPTIONS_TRUSTED_SECONDS, LEDGER_PORTION_ROWS
 from sensorkeep.model import (
     Claim,
     Counts,
@@ -263,6 +264,26 @@ def test_what_is_described_again_and_is_the_same_writes_no_row(one: Database) ->
     clock.advance(DESCRIPTIONS_TRUSTED_SECONDS)
     inventory.describe([room], [])
     assert version() == before
+
+
+def test_however_much_a_batch_brings_each_statement_stays_short(one: Database) -> None:
+    room = external_uuid("room")
+    uuids = [f"s{number:05}" for number in range(2 * LEDGER_PORTION_ROWS + 1)]
+    latest = CatalogLatestReadings(one)
+    rows: list[int] = []
+
+    @sa.event.listens_for(one.engine, "before_cursor_execute")
+    def note(_connection: object, _cursor: object, _sql: str, parameters: object, *_: object) -> None:
+        if isinstance(parameters, dict) and "given" in parameters:
+            rows.append(len(json.loads(parameters["given"])))
+
+    named = [[Sensor(uuid=uuid, equipment_uuid=room, name=name) for uuid in uuids] for name in ("a", "b")]
+    CatalogInventory(one).describe([], [*named[0], *named[1]])
+    latest.offer([LatestReading(sensor_uuid=uuid, time_us=1, value=1.0) for uuid in uuids])
+    latest.save()
+    assert max(rows) <= LEDGER_PORTION_ROWS
+    assert [sensor.name for sensor in CatalogInventory(one).sensors_of(room)] == ["b"] * len(uuids)
+    assert CatalogLatestReadings(one).find(uuids)[0].keys() == set(uuids)
 
 
 def test_savers_of_newest_values_in_any_order_meet_no_deadlock(one: Database, other: Database) -> None:

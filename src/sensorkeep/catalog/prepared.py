@@ -8,6 +8,8 @@ from typing import Any, Protocol
 import msgspec
 import sqlalchemy as sa
 
+from sensorkeep.limits import LEDGER_PORTION_ROWS
+
 Rows = Sequence[tuple[Any, ...]]
 
 
@@ -39,8 +41,11 @@ class ByRow:
 
 
 class Recordset:
-    """A statement of PostgreSQL that takes all its rows as one JSON document, its parameter `given`: to insert a
-    thousand rows with ON CONFLICT costs the client 1 ms so, and 13 ms one by one. None of the columns holds bytes."""
+    """A statement of PostgreSQL that takes its rows as one JSON document, its parameter `given`: to insert a thousand
+    rows with ON CONFLICT costs the client 1 ms so, and 13 ms one by one. None of the columns holds bytes.
+
+    More than LEDGER_PORTION_ROWS are several statements: one for all that a batch may bring would be ended by its time
+    limit, however often it is tried."""
 
     def __init__(self, sql: str, names: Sequence[str]) -> None:
         self.sql = sql
@@ -49,7 +54,9 @@ class Recordset:
     def run(self, connection: sa.Connection, rows: Rows) -> int:
         changed = 0
         for wave in _without_repeats(rows):
-            changed += connection.exec_driver_sql(self.sql, {"given": self._document(wave)}).rowcount
+            for start in range(0, len(wave), LEDGER_PORTION_ROWS):
+                given = self._document(wave[start : start + LEDGER_PORTION_ROWS])
+                changed += connection.exec_driver_sql(self.sql, {"given": given}).rowcount
         return changed
 
     def _document(self, rows: Rows) -> str:
