@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,20 @@ def test_a_refresh_token_is_returned_once(accounts: Accounts) -> None:
     assert accounts.use_refresh_token("t1") == token("t1")
     assert accounts.use_refresh_token("t1") is None
     assert accounts.use_refresh_token("unknown") is None
+
+
+def test_a_token_for_a_user_who_was_changed_since_it_was_read_is_not_entered(accounts: Accounts) -> None:
+    accounts.put_user(ADA)
+    assert accounts.put_refresh_token(token("t1"), ADA)
+    assert accounts.use_refresh_token("t1") is not None
+    accounts.put_user(replace(ADA, scopes=frozenset({"read"})))
+    assert accounts.put_refresh_token(token("t2", "f2"), ADA), "the scopes are asked for at each request"
+    for change in ({"password_hash": "$argon2id$2"}, {"disabled": True}):
+        accounts.put_user(replace(ADA, **change))
+        assert not accounts.put_refresh_token(token("t3", "f3"), ADA)
+    accounts.delete_user("ada")
+    assert not accounts.put_refresh_token(token("t3", "f3"), ADA)
+    assert accounts.use_refresh_token("t3") is None
 
 
 def test_reuse_of_a_spent_token_kills_its_family_and_no_other(accounts: Accounts) -> None:

@@ -17,7 +17,7 @@ from pubsub_world import wait_until
 
 from sensorkeep.catalog import postgresql
 from sensorkeep.catalog.accounts import CatalogAccounts
-from sensorkeep.catalog.base import Accounting, Receipt, RefreshToken, Settlement, StoredAnswer
+from sensorkeep.catalog.base import Accounting, Receipt, RefreshToken, Settlement, StoredAnswer, User
 from sensorkeep.catalog.database import Database, open_database
 from sensorkeep.catalog.idempotency import CatalogIdempotencyKeys
 from sensorkeep.catalog.inventory import CatalogInventory
@@ -331,6 +331,20 @@ def test_a_family_that_is_ended_while_a_token_of_it_is_spent_is_dead_for_both(on
         wait_until(lambda: _waits(one))
     waiting.join()
     assert spent == [None]
+
+
+def test_a_token_entered_while_its_user_is_changed_waits_and_is_refused(one: Database, other: Database) -> None:
+    accounts, ada = CatalogAccounts(other, CLOCK), User("ada", "$argon2id$1", frozenset({"read"}))
+    accounts.put_user(ada)
+    entered: list[bool] = []
+    token = RefreshToken("t1", "f", "ada", NOW_US + 100)
+    with one.write() as connection:
+        connection.execute(sa.text("UPDATE users SET password_hash = '$argon2id$2'"))
+        waiting = threading.Thread(target=lambda: entered.append(accounts.put_refresh_token(token, ada)))
+        waiting.start()
+        wait_until(lambda: _waits(one))
+    waiting.join()
+    assert entered == [False]
 
 
 def _waits(database: Database) -> bool:

@@ -18,7 +18,7 @@ from httpx import ASGITransport, AsyncClient, Response
 
 from sensorkeep.auth.sessions import Sessions, TokenPair
 from sensorkeep.auth.setup import AuthSettings
-from sensorkeep.catalog.base import RefreshToken
+from sensorkeep.catalog.base import RefreshToken, User
 from sensorkeep.limits import LOGIN_FAILURES_PER_MINUTE_PER_IP, LOGIN_FAILURES_PER_MINUTE_PER_USERNAME
 
 LOGIN = "/api/v1/auth/login"
@@ -271,6 +271,41 @@ def test_a_new_password_or_being_disabled_ends_the_sessions(world: World, client
         assert client.patch("/api/v1/users/maria", json=change, headers=admin(client)).status_code == 200
         assert client.get("/only/read", headers=bearer(tokens["access_token"])).status_code == 401
         assert_problem(client.post(REFRESH, headers=bearer(tokens["refresh_token"])), 401, "unauthenticated")
+
+
+@pytest.mark.parametrize("change", [{"password": "another horse battery"}, {"disabled": True}])
+def test_a_login_in_flight_while_the_user_is_changed_leaves_no_session(
+    world: World, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
+) -> None:
+    world.auth.administration.add_user("maria", PASSWORD, ["read"], OPERATOR)
+    verify = world.auth.passwords.verify
+
+    def verify_slowly(password_hash: str | None, password: str) -> bool:
+        fits = verify(password_hash, password)
+        monkeypatch.undo()
+        world.another_process().administration.change_user("maria", OPERATOR, **change)
+        return fits
+
+    monkeypatch.setattr(world.auth.passwords, "verify", verify_slowly)
+    assert_problem(world.client().post(LOGIN, json=GOOD | {"username": "maria"}), 401, "unauthenticated")
+
+
+def test_of_two_logins_that_keep_the_password_anew_at_once_both_get_a_session(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    user, rehash = world.accounts.user("admin"), world.auth.administration.rehash
+    assert user is not None
+    outdated = PasswordHasher(time_cost=2, memory_cost=16, parallelism=1).hash(PASSWORD)
+    world.accounts.put_user(dataclasses.replace(user, password_hash=outdated))
+
+    def rehash_after_another(user: User, password: str) -> User:
+        monkeypatch.undo()
+        world.another_process().sessions.login("admin", PASSWORD, "192.0.2.9")
+        return rehash(user, password)
+
+    monkeypatch.setattr(world.auth.administration, "rehash", rehash_after_another)
+    tokens = world.client().post(LOGIN, json=GOOD).json()
+    assert world.client().get("/only/read", headers=bearer(tokens["access_token"])).status_code == 200
 
 
 # --- what protects routes -----------------------------------------------------------------------------------------

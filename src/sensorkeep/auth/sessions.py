@@ -50,19 +50,26 @@ class Sessions:
         counted: list[tuple[Kind, str]] = [("login-ip", network_of(client_ip)), ("login-username", username)]
         self._count(counted, username, client_ip)
         try:
-            user = self._accounts.user(username)
-            fits = self._passwords.verify(user.password_hash if user else None, password)
+            # Again where the user was changed meanwhile: by another login that kept the password anew, or for good.
+            pair = self._begin(username, password) or self._begin(username, password)
         except Unavailable:
             self._give_back(counted)
             raise
-        if user is None or user.disabled or not fits:
-            raise Unauthenticated("The username or the password is wrong.")
+        if pair is None:
+            raise _wrong()
         self._give_back(counted)
+        return pair
+
+    def _begin(self, username: str, password: str) -> TokenPair | None:
+        """Tokens of a new family; None where the user was changed since the password was checked, which takes time."""
+        user = self._accounts.user(username)
+        fits = self._passwords.verify(user.password_hash if user else None, password)
+        if user is None or user.disabled or not fits:
+            raise _wrong()
         if self._passwords.is_outdated(user.password_hash):
             user = self._administration.rehash(user, password)
         refresh_token, record = self._issuer.issue_refresh(user.username)
-        self._accounts.put_refresh_token(record)
-        return self._pair(user, refresh_token)
+        return self._pair(user, refresh_token) if self._accounts.put_refresh_token(record, user) else None
 
     def refresh(self, refresh_token: str | bytes, client_ip: str) -> TokenPair:
         """Spend a refresh token for new ones. One that was spent before ends its whole family: somebody copied it.
@@ -108,3 +115,8 @@ class Sessions:
     def _give_back(self, counted: list[tuple[Kind, str]]) -> None:
         for kind, identity in counted:
             self._limiter.give_back(kind, identity)
+
+
+def _wrong() -> Unauthenticated:
+    """One answer, whether or not the user exists."""
+    return Unauthenticated("The username or the password is wrong.")

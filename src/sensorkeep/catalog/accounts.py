@@ -80,15 +80,12 @@ class CatalogAccounts:
             if connection.execute(sa.delete(api_keys).where(api_keys.c.id == key_id)).rowcount == 0:
                 raise NotFound(f"there is no key {key_id!r}")
 
-    def put_refresh_token(self, token: RefreshToken) -> None:
-        row = {
-            "token_id": token.token_id,
-            "family": token.family,
-            "username": token.username,
-            "expires_us": token.expires_us,
-        }
+    def put_refresh_token(self, token: RefreshToken, holder: User | None = None) -> bool:
         with self._database.write() as connection:
-            connection.execute(sa.insert(refresh_tokens).values(row))
+            if holder is not None and not _still_holds(connection, holder):
+                return False
+            connection.execute(sa.insert(refresh_tokens).values(_token_row(token)))
+        return True
 
     def use_refresh_token(self, token_id: str) -> RefreshToken | None:
         table = refresh_tokens.c
@@ -139,6 +136,24 @@ class CatalogAccounts:
         others = {name: statement.excluded[name] for name in row if name != key}
         with self._database.write() as connection:
             connection.execute(statement.on_conflict_do_update(index_elements=[key], set_=others))
+
+
+def _still_holds(connection: sa.Connection, holder: User) -> bool:
+    """Whether the user's sessions may go on as they were begun. A change of the user waits until the transaction ends,
+    and then sees what it did."""
+    row = connection.execute(
+        sa.select(users).where(users.c.username == holder.username).with_for_update(read=True)
+    ).one_or_none()
+    return row is not None and not row.disabled and row.password_hash == holder.password_hash
+
+
+def _token_row(token: RefreshToken) -> dict[str, Any]:
+    return {
+        "token_id": token.token_id,
+        "family": token.family,
+        "username": token.username,
+        "expires_us": token.expires_us,
+    }
 
 
 def _scopes_text(scopes: frozenset[str]) -> str:

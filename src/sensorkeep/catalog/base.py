@@ -299,8 +299,9 @@ class Accounts(Protocol):
         """Revoke a key. Raises NotFound."""
         ...
 
-    def put_refresh_token(self, token: RefreshToken) -> None:
-        """Remember an issued refresh token."""
+    def put_refresh_token(self, token: RefreshToken, holder: User | None = None) -> bool:
+        """Remember an issued refresh token, and answer True. With `holder`, the user as it was read before: False, and
+        nothing is done, where that one is gone, disabled or has another password by now."""
         ...
 
     def use_refresh_token(self, token_id: str) -> RefreshToken | None:
