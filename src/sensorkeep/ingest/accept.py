@@ -25,7 +25,7 @@ from sensorkeep.decode.inflate import make_inflater
 from sensorkeep.decode.newest import newest_readings
 from sensorkeep.decode.options import DecodeOptions, time_range
 from sensorkeep.decode.readings import decode_readings
-from sensorkeep.errors import Conflict, InvalidInput, LimitExceeded, SensorkeepError, Uncertain
+from sensorkeep.errors import Conflict, InvalidInput, LimitExceeded, SensorkeepError, Unavailable, Uncertain
 from sensorkeep.ingest.announce import Announcer
 from sensorkeep.metrics import Metrics
 from sensorkeep.model import Claim, DecodedBatch, WireFormat
@@ -208,7 +208,7 @@ class Acceptor:
             raise
 
     def _tell(self, claim: Claim, wire_bytes: int, batch: Callable[[], DecodedBatch]) -> None:
-        """Enter the receipt of a durable claim and tell who listens.
+        """Tell who listens of a durable claim and enter its receipt.
 
         Nothing of that may fail the request: a device that is told to send again stamps its reading anew, and it
         would be there twice. A receipt that is lost is entered when the batch is settled.
@@ -216,8 +216,13 @@ class Acceptor:
         self._metrics.readings_received.inc(claim.readings)
         self._metrics.ingest_bytes.inc(wire_bytes)
         try:
-            self._ledger.receive([Receipt(claim, wire_bytes)])
             self._announcer.announce(batch)
+        except Exception:
+            log.exception("announcement_failed", batch_id=claim.batch_id)
+        try:
+            self._ledger.receive([Receipt(claim, wire_bytes)])
+        except Unavailable as error:
+            log.warning("receipt_waits", batch_id=claim.batch_id, code=error.code, detail=error.detail)
         except Exception:
             log.exception("receipt_failed", batch_id=claim.batch_id)
         if claim.urgent:
