@@ -142,6 +142,18 @@ def test_a_token_entered_after_its_family_was_killed_is_dead(accounts: Accounts)
     assert accounts.use_refresh_token("t2") is None
 
 
+def test_a_successor_is_entered_where_its_token_is_spent_and_only_there(accounts: Accounts) -> None:
+    accounts.put_refresh_token(token("t1"))
+    assert accounts.use_refresh_token("unknown", token("t0")) is None
+    assert accounts.use_refresh_token("t1", token("t2")) is not None
+    assert accounts.use_refresh_token("t2") is not None
+    assert accounts.use_refresh_token("t0") is None
+    accounts.put_refresh_token(token("t3", "f3"))
+    with pytest.raises(Conflict):
+        accounts.use_refresh_token("t3", token("t1", "f3"))
+    assert accounts.use_refresh_token("t3") is not None, "it failed, so nothing was done"
+
+
 def test_dropping_the_tokens_of_a_user_ends_all_its_families(accounts: Accounts) -> None:
     accounts.put_refresh_token(token("t1", "f1"))
     accounts.put_refresh_token(token("t2", "f2"))

@@ -79,13 +79,18 @@ class Sessions:
         counted: list[tuple[Kind, str]] = [("login-ip", network_of(client_ip))]
         self._count(counted, "", client_ip)
         claims = self._issuer.verify_refresh(refresh_token)
-        spent = self._accounts.use_refresh_token(claims.token_id)
-        user = self._accounts.user(claims.username)
-        if spent is None or spent.username != claims.username or user is None or user.disabled:
+        successor, record = self._issuer.issue_refresh(claims.username, claims.family)
+        try:
+            # Read first: once the token is spent, nothing may fail that would keep its successor from the client.
+            user = self._accounts.user(claims.username)
+            able = user is not None and not user.disabled
+            spent = self._accounts.use_refresh_token(claims.token_id, record) if able else None
+        except Unavailable:
+            self._give_back(counted)
+            raise
+        if user is None or spent is None or spent.username != claims.username:
             raise Unauthenticated("The refresh token was used before or is no longer valid; log in again.")
         self._give_back(counted)
-        successor, record = self._issuer.issue_refresh(user.username, spent.family)
-        self._accounts.put_refresh_token(record)
         return self._pair(user, successor)
 
     def _pair(self, user: User, refresh_token: str) -> TokenPair:

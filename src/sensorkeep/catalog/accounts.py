@@ -87,7 +87,7 @@ class CatalogAccounts:
             connection.execute(sa.insert(refresh_tokens).values(_token_row(token)))
         return True
 
-    def use_refresh_token(self, token_id: str) -> RefreshToken | None:
+    def use_refresh_token(self, token_id: str, successor: RefreshToken | None = None) -> RefreshToken | None:
         table = refresh_tokens.c
         relative = refresh_tokens.alias("relative")
         alive = ~sa.exists().where(relative.c.family == table.family, relative.c.revoked_us.is_not(None))
@@ -107,6 +107,8 @@ class CatalogAccounts:
             if not won:
                 self._end(connection, table.family == row.family)
                 return None
+            if successor is not None:
+                connection.execute(sa.insert(refresh_tokens).values(_token_row(successor)))
             return RefreshToken(row.token_id, row.family, row.username, row.expires_us)
 
         return self._database.transact(use)

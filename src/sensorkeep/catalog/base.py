@@ -304,9 +304,10 @@ class Accounts(Protocol):
         nothing is done, where that one is gone, disabled or has another password by now."""
         ...
 
-    def use_refresh_token(self, token_id: str) -> RefreshToken | None:
-        """Spend a token: returned once. A token that was spent before kills its whole family and answers None,
-        as does an unknown one. Atomic: of two at the same time one wins."""
+    def use_refresh_token(self, token_id: str, successor: RefreshToken | None = None) -> RefreshToken | None:
+        """Spend a token: returned once, and its `successor` is remembered then. A token that was spent before kills its
+        whole family and answers None; an unknown one answers None. Atomic: of two at the same time one wins, and where
+        it fails the token is as good as before."""
         ...
 
     def drop_refresh_tokens(self, username: str) -> None:
