@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import threading
+import tracemalloc
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import msgspec
 import pytest
 from catalog_databases import EVERY, KEPT, fresh_database, opened
 
@@ -98,6 +100,18 @@ def test_a_receipt_makes_readings_pending_and_a_settlement_ends_them(ledger: Bat
     entry = ledger.batch(batch.batch_id)
     assert (entry.state, entry.stored, entry.updated, entry.duplicate) == ("partial", 5, 3, 1)
     assert (entry.stored_us, entry.wire_format) == (NOW_US, "readings")
+
+
+def test_receipts_that_wait_hold_no_payload(database: Database, clock: ManualClock) -> None:
+    ledger = CatalogLedger(database, clock, held=True)
+    tracemalloc.start()
+    try:
+        for _ in range(200):
+            ledger.receive([Receipt(msgspec.structs.replace(claim(5), payload=bytes(60_000)), 100)])
+        assert tracemalloc.get_traced_memory()[0] < 1_000_000, "of 12 million bytes"
+    finally:
+        tracemalloc.stop()
+    assert totals(ledger).received == 1000
 
 
 def test_a_batch_with_nothing_set_aside_is_stored(ledger: BatchLedger) -> None:

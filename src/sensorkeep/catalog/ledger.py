@@ -75,7 +75,8 @@ class CatalogLedger:
         self._database = database
         self._clock = clock
         self._receipts_held_max = RECEIPTS_HELD_MAX if (database.is_sqlite if held is None else held) else 0
-        self._receipts: list[Receipt] = []
+        # Rows and not receipts: those hold payloads, which must not gather while the catalog is down.
+        self._receipts: list[ReceivedRow] = []
         self._entering = threading.RLock()
         self._quarantine = QuarantineRows(database)
         self._enter = database.prepare_insert(
@@ -105,7 +106,7 @@ class CatalogLedger:
 
     def receive(self, receipts: Sequence[Receipt]) -> None:
         # A replay's readings were received with the batch that it replays.
-        self._receipts += [receipt for receipt in receipts if receipt.claim.replay_of is None]
+        self._receipts += [received_row(receipt) for receipt in receipts if receipt.claim.replay_of is None]
         if len(self._receipts) > self._receipts_held_max:
             self._enter_held()
 
@@ -128,12 +129,11 @@ class CatalogLedger:
             return
         if self._enter_alone is not None:
             with self._database.alone() as connection:
-                self._enter_alone.run(connection, [received_row(receipt) for receipt in self._receipts[:count]])
+                self._enter_alone.run(connection, self._receipts[:count])
             return
-        rows: list[ReceivedRow] = []
+        rows = self._receipts[:count]
 
         def enter(connection: sa.Connection) -> None:
-            rows[:] = [received_row(receipt) for receipt in self._receipts[:count]]
             if self._enter.run(connection, rows) != len(rows):
                 raise _Known
             self._change(connection, received_change(rows))
