@@ -13,6 +13,8 @@ import pytest
 from argon2.profiles import CHEAPEST
 from pubsub_world import wait_until
 
+from sensorkeep.app.accounts import open_administration
+from sensorkeep.app.backends import open_catalog
 from sensorkeep.auth.administration import Actor
 from sensorkeep.auth.counters import WINDOW_SECONDS
 from sensorkeep.auth.credentials import Credential
@@ -25,8 +27,10 @@ from sensorkeep.catalog.accounts import CatalogAccounts
 from sensorkeep.catalog.database import open_database
 from sensorkeep.catalog.registry import CatalogRegistry
 from sensorkeep.clock import IdSource, ManualClock, SystemClock
+from sensorkeep.config import Config
 from sensorkeep.errors import RateLimited, Unauthenticated, Unavailable
 from sensorkeep.limits import LOGIN_FAILURES_PER_MINUTE_PER_USERNAME, RATE_SHARED_SECONDS
+from sensorkeep.pubsub.base import AUTH_CHANNEL
 from sensorkeep.pubsub.valkey import ValkeyPubSub
 from sensorkeep.valkey import Valkey
 from services import VALKEY_URL, address, new_name
@@ -256,6 +260,38 @@ def test_a_key_revoked_on_one_gateway_dies_on_the_others_at_once(gateways: Gatew
             other.tickets.redeem(ticket)
         assert told[-1] == credential.id, "open sockets end by this"
     database.close()
+
+
+def test_a_key_revoked_by_the_command_line_dies_on_the_gateways_at_once(gateways: Gateways, tmp_path: Path) -> None:
+    pubsub_settings = {"pubsub_url": gateways.url, "pubsub_prefix": gateways.prefix}
+    config = Config().model_copy(update={"data_dir": tmp_path, **pubsub_settings})
+    clock = SystemClock()
+    database = open_catalog(config)
+    accounts, registry = CatalogAccounts(database, clock), CatalogRegistry(database)
+    pubsub, settings = ValkeyPubSub(gateways.valkey()), AuthSettings(password_parameters=CHEAPEST)
+    gateways.closing.insert(0, pubsub.close)
+    gateway = open_auth(accounts, registry, clock, IdSource(clock), settings, pubsub=pubsub).authenticator
+    wait_until(lambda: pubsub.wanted(AUTH_CHANNEL))
+    told: list[str] = []
+    gateway.on_forget(told.append)
+    for _ in range(3):
+        with open_administration(config) as administration:
+            issued = administration.issue_key("device", {"live"}, Actor("cli", "local"))
+        credential = gateway.authenticate(None, issued.secret)
+        with open_administration(config) as administration:
+            administration.revoke_key(issued.key.id, Actor("cli", "local"))
+        wait_until(lambda secret=issued.secret: gateway.cached(None, secret) is None, 5)  # type: ignore[misc]
+        assert told[-1] == credential.id
+    database.close()
+
+
+def test_accounts_are_managed_while_valkey_is_down(private: Gateways, valkey: ValkeyService, tmp_path: Path) -> None:
+    config = Config().model_copy(update={"data_dir": tmp_path, "pubsub_url": private.url})
+    valkey.kill()
+    with open_administration(config) as administration:
+        issued = administration.issue_key("device", {"live"}, Actor("cli", "local"))
+        administration.revoke_key(issued.key.id, Actor("cli", "local"))
+        assert administration.keys() == []
 
 
 # --- tickets ------------------------------------------------------------------------------------------------------

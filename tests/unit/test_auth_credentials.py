@@ -14,6 +14,7 @@ from sensorkeep.auth import credentials as credentials_module
 from sensorkeep.auth import tickets as tickets_module
 from sensorkeep.auth.credentials import Credential, require, static_keys
 from sensorkeep.auth.setup import AuthSettings
+from sensorkeep.auth.tokens import password_stamp
 from sensorkeep.catalog.base import ApiKey
 from sensorkeep.errors import BadConfig, Forbidden, RateLimited, Unauthenticated, Unavailable
 from sensorkeep.limits import CREDENTIAL_CACHE_SECONDS, CREDENTIAL_FAILURES_PER_MINUTE_PER_IP
@@ -39,9 +40,10 @@ def new_key(world: World, *scopes: str, expires_us: int | None = None, connectio
 
 def test_a_token_stands_for_its_user(world: World) -> None:
     found = world.auth.authenticator.authenticate(bearer(world.access_token()))
-    assert found == Credential(
-        "user:admin", "user", "admin", frozenset({"ingest", "read", "live", "admin"}), world.settings.max_ws_connections
-    )
+    user = world.accounts.user("admin")
+    assert user is not None
+    scopes, most = frozenset({"ingest", "read", "live", "admin"}), world.settings.max_ws_connections
+    assert found == Credential("user:admin", "user", "admin", scopes, most, password_stamp(user.password_hash))
 
 
 def test_a_key_stands_for_itself_with_exactly_its_scopes(world: World) -> None:
@@ -247,6 +249,33 @@ def test_a_user_who_is_disabled_changed_or_removed_loses_it_at_once(world: World
     administration.add_user("maria", PASSWORD, ["read"], OPERATOR)
     with pytest.raises(Unauthenticated):
         authenticate(header)
+
+
+def test_a_review_forgets_what_another_process_changed_or_time_has_ended_and_nothing_else(world: World) -> None:
+    authenticate, elsewhere = world.auth.authenticator.authenticate, world.another_process().administration
+    users = ("password", "scopes", "disabled", "removed", "kept")
+    for name in users:
+        elsewhere.add_user(name, PASSWORD, ["read", "live"], OPERATOR)
+    issued = [elsewhere.issue_key("a key", ["live"], OPERATOR) for _ in range(2)]
+    ends = new_key(world, "live", expires_us=world.clock.now_us() + 10_000_000)
+    held = [authenticate(bearer(world.access_token(name))) for name in users]
+    held += [authenticate(None, key) for key in (issued[0].secret, issued[1].secret, ends, API_KEY_WS)]
+    forgotten: list[str] = []
+    world.auth.authenticator.on_forget(forgotten.append)
+    world.auth.authenticator.review(held)
+    assert forgotten == []
+    elsewhere.change_user("password", OPERATOR, password=PASSWORD)
+    elsewhere.change_user("scopes", OPERATOR, scopes=["read"])
+    elsewhere.change_user("disabled", OPERATOR, disabled=True)
+    elsewhere.change_user("kept", OPERATOR, scopes=["read", "live", "ingest"])
+    elsewhere.remove_user("removed", OPERATOR)
+    elsewhere.revoke_key(issued[0].key.id, OPERATOR)
+    world.clock.advance(10)
+    world.auth.authenticator.review(held)
+    named = [f"user:{name}" for name in ("password", "scopes", "disabled", "removed")]
+    assert sorted(forgotten) == sorted([*named, f"key:{issued[0].key.id}", held[7].id])
+    with pytest.raises(Unauthenticated):
+        authenticate(None, issued[0].secret)
 
 
 def test_what_is_remembered_is_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

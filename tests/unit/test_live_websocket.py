@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import logging
 import socket
@@ -21,12 +22,13 @@ from starlette.testclient import TestClient
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
-from sensorkeep.auth.credentials import Authenticator, StaticKey
+from sensorkeep.auth.credentials import Authenticator, StaticKey, secret_sha256
 from sensorkeep.auth.gate import Gate
 from sensorkeep.auth.limiter import RateLimiter
 from sensorkeep.auth.tickets import Tickets
 from sensorkeep.auth.tokens import TokenIssuer
 from sensorkeep.catalog.accounts import CatalogAccounts
+from sensorkeep.catalog.base import ApiKey
 from sensorkeep.catalog.database import open_database
 from sensorkeep.clock import SystemClock
 from sensorkeep.limits import (
@@ -60,6 +62,7 @@ class Live:
     metrics: Metrics
     authenticator: Authenticator
     tickets: Tickets
+    accounts: CatalogAccounts
     app: Starlette
     server: uvicorn.Server | None = None
 
@@ -95,7 +98,7 @@ def _live(port: int = 0) -> Live:
     authenticator.on_forget(hub.revoke)
     endpoint = LiveEndpoint(hub, Gate(authenticator, RateLimiter(clock, 0)), tickets)
     app = Starlette(routes=[WebSocketRoute(PATH, endpoint)])
-    return Live(port, pubsub, hub, metrics, authenticator, tickets, app)
+    return Live(port, pubsub, hub, metrics, authenticator, tickets, accounts, app)
 
 
 @contextlib.contextmanager
@@ -277,6 +280,28 @@ def test_a_revoked_credential_loses_its_open_connections(live: Live) -> None:
     assert caught.value.rcvd is not None
     assert caught.value.rcvd.code == 1008
     assert "revoked" in caught.value.rcvd.reason
+
+
+def test_a_key_that_another_process_revoked_or_that_expired_loses_its_open_connections(
+    live: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sensorkeep.live.websocket.CREDENTIAL_CACHE_SECONDS", 0.02)
+    keys = [ApiKey(name, name, secret_sha256(f"sk_{name}"), frozenset({"live"}), 0) for name in ("revoked", "expired")]
+    for key in keys:
+        live.accounts.put_key(key)
+    with contextlib.ExitStack() as opened:
+        stays = opened.enter_context(live.connect())
+        revoked, expired = (opened.enter_context(live.connect(f"?api-key=sk_{key.name}")) for key in keys)
+        _until(lambda: live.hub.client_count == 3)
+        live.accounts.delete_key("revoked")
+        live.accounts.put_key(dataclasses.replace(keys[1], expires_us=1))
+        for client in (revoked, expired):
+            with pytest.raises(ConnectionClosed) as caught:
+                client.recv(10)
+            assert caught.value.rcvd is not None
+            assert caught.value.rcvd.code == 1008
+        live.publish(1)
+        assert _receive(stays)["n"] == 1
 
 
 def test_the_client_can_close_cleanly(live: Live) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from pydantic import SecretStr
 
-from sensorkeep.app.backends import open_catalog
+from sensorkeep.app.backends import open_catalog, open_pubsub
 from sensorkeep.app.urls import is_embedded
 from sensorkeep.auth.administration import Administration, ensure_admin
 from sensorkeep.auth.passwords import Passwords
@@ -22,17 +22,24 @@ from sensorkeep.errors import BadConfig
 
 @contextmanager
 def open_administration(config: Config) -> Iterator[Administration]:
-    """Users and keys alone, for the command line; works beside a running server. Raises BadConfig, Unavailable."""
+    """Users and keys alone, for the command line; works beside a running server. What was changed is told to the
+    gateways where they share publish/subscribe. Raises BadConfig, Unavailable."""
     if is_embedded(config, "catalog_url") and not config.data_dir.is_dir():
         folder = config.data_dir.resolve()
         raise BadConfig(f"there is no data directory {folder}; name it with SENSORKEEP_DATA_DIR or --data-dir")
     clock = SystemClock()
-    database = open_catalog(config)
-    try:
+    with ExitStack() as opened:
+        database = open_catalog(config)
+        opened.callback(database.close)
+        pubsub, valkey = open_pubsub(config)
+        if valkey is not None:
+            opened.callback(valkey.close)
+        opened.callback(pubsub.close)  # before Valkey: it sends what waits
         accounts, registry = CatalogAccounts(database, clock), CatalogRegistry(database)
-        yield open_auth(accounts, registry, clock, IdSource(clock), auth_settings(config)).administration
-    finally:
-        database.close()
+        settings, ids = auth_settings(config), IdSource(clock)
+        auth = open_auth(accounts, registry, clock, ids, settings, pubsub=pubsub, valkey=valkey)
+        opened.callback(auth.close)
+        yield auth.administration
 
 
 def make_first_admin(config: Config, accounts: Accounts, registry: Registry, clock: Clock) -> str | None:

@@ -78,7 +78,7 @@ def open_backends(config: Config, role: Role, clock: Clock) -> Backends:
         opened.callback(object_store.close)
         store = open_store(config, clock)
         opened.callback(store.close)
-        pubsub, valkey = _open_pubsub(config)
+        pubsub, valkey = open_pubsub(config)
         opened.callback(pubsub.close)
         queue = open_queue(config, clock, consume=role != "gateway")
         opened.pop_all()
@@ -166,7 +166,8 @@ def _kafka_security(config: Config) -> dict[str, str]:
     return settings
 
 
-def _open_pubsub(config: Config) -> tuple[PubSub, Valkey | None]:
+def open_pubsub(config: Config) -> tuple[PubSub, Valkey | None]:
+    """Publish/subscribe, and the Valkey behind it where processes share one."""
     if is_embedded(config, "pubsub_url"):
         return MemoryPubSub(), None
     from sensorkeep.pubsub.valkey import ValkeyPubSub

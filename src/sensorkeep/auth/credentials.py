@@ -6,14 +6,14 @@ import hashlib
 import hmac
 import secrets
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from sensorkeep.auth.passwords import refuse_weak_secret
 from sensorkeep.auth.scopes import Scope
 from sensorkeep.auth.tokens import TokenIssuer, password_stamp
-from sensorkeep.catalog.base import Accounts, ApiKey
+from sensorkeep.catalog.base import Accounts, ApiKey, User
 from sensorkeep.clock import MICROSECONDS, Clock
 from sensorkeep.errors import BadConfig, Forbidden, Unauthenticated
 from sensorkeep.limits import (
@@ -41,6 +41,8 @@ class Credential:
     """The username, the key's name, or the setting's name."""
     scopes: frozenset[str]
     max_ws_connections: int
+    stamp: str = ""
+    """Of a user, the mark of the password at that time (tokens.password_stamp)."""
 
 
 class StaticKey(NamedTuple):
@@ -158,6 +160,22 @@ class Authenticator:
         for listener in listeners:
             listener(credential_id)
 
+    def review(self, held: Collection[Credential]) -> None:
+        """Ask the catalog anew about credentials that are held for long, and forget here those that were changed,
+        revoked or have expired: whoever did it, nobody need have told. Blocking. Raises Unavailable."""
+        kinds = {credential.kind for credential in held}
+        known_users = self._accounts.users() if "user" in kinds else []
+        known_keys = self._accounts.keys() if "key" in kinds else []
+        users = {f"user:{user.username}": user for user in known_users}
+        keys = {f"key:{key.id}": key for key in known_keys}
+        for credential in held:
+            if credential.kind == "user":
+                good = _is_user_as_held(users.get(credential.id), credential)
+            else:
+                good = credential.kind == "static" or self._is_key_as_held(keys.get(credential.id), credential)
+            if not good:
+                self.forget_here(credential.id)
+
     def on_forget(self, listener: Callable[[str], None]) -> None:
         """Call `listener` with the id of each credential that is changed or revoked, here or elsewhere. It must return
         at once."""
@@ -212,7 +230,12 @@ class Authenticator:
         if user is None or user.disabled or password_stamp(user.password_hash) != claims.stamp:
             raise Unauthenticated("The token is not valid or has expired.")
         credential = Credential(
-            f"user:{user.username}", "user", user.username, claims.scopes & user.scopes, self._max_ws_connections
+            f"user:{user.username}",
+            "user",
+            user.username,
+            claims.scopes & user.scopes,
+            self._max_ws_connections,
+            claims.stamp,
         )
         return credential, self._seconds_until(claims.expires_us)
 
@@ -223,7 +246,7 @@ class Authenticator:
         key = None
         if presented.startswith(KEY_PREFIX.encode()):
             key = self._accounts.key_by_secret(secret_sha256(presented))
-        if key is None or (key.expires_us is not None and key.expires_us <= self._clock.now_us()):
+        if key is None or self._has_expired(key):
             raise Unauthenticated("The API key is not valid or has expired.")
         self._note_use(key)
         most = self._max_ws_connections if key.max_ws_connections is None else key.max_ws_connections
@@ -240,6 +263,12 @@ class Authenticator:
         setting = matching[0].setting
         return Credential(f"static:{setting.lower()}", "static", setting, scopes, self._max_ws_connections)
 
+    def _has_expired(self, key: ApiKey) -> bool:
+        return key.expires_us is not None and key.expires_us <= self._clock.now_us()
+
+    def _is_key_as_held(self, key: ApiKey | None, held: Credential) -> bool:
+        return key is not None and not self._has_expired(key) and held.scopes <= key.scopes
+
     def _note_use(self, key: ApiKey) -> None:
         now = self._clock.now_us()
         if key.last_used_us is None or now - key.last_used_us >= KEY_USE_NOTED_SECONDS * MICROSECONDS:
@@ -248,6 +277,12 @@ class Authenticator:
 
     def _seconds_until(self, time_us: int) -> float:
         return (time_us - self._clock.now_us()) / MICROSECONDS
+
+
+def _is_user_as_held(user: User | None, held: Credential) -> bool:
+    if user is None or user.disabled:
+        return False
+    return password_stamp(user.password_hash) == held.stamp and held.scopes <= user.scopes
 
 
 def _is_bearer(authorization: Presented) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 from sensorkeep.auth.credentials import Authenticator, Credential, Presented, require
@@ -51,6 +52,10 @@ class Gate:
             self._limiter.hit("credential-failure", network_of(client_ip))
             raise
         return self._pass(credential, scope)
+
+    def review(self, held: Collection[Credential]) -> None:
+        """End those of the credentials that may no longer be believed (Authenticator.review). Blocking."""
+        self._authenticator.review(held)
 
     def _pass(self, credential: Credential, scope: str | None) -> Admission:
         rate = self._limiter.hit("request", credential.id)

@@ -1,8 +1,13 @@
-"""`user …` and `key …`: accounts, straight in the catalog; a running server sees a change within 30 seconds."""
+"""`user …` and `key …`: accounts, straight in the catalog.
+
+Gateways that share Valkey are told of a change at once. Others, and all of them where Valkey is down, see it within 30
+seconds (CREDENTIAL_CACHE_SECONDS); the WebSockets of what was revoked or changed end then, too.
+"""
 
 from __future__ import annotations
 
 import secrets
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,8 +33,12 @@ ACTOR = Actor("cli", "local")
 
 @contextmanager
 def _administration(data_dir: Path | None) -> Iterator[tuple[Administration, Output]]:
+    import structlog
+
     from sensorkeep.app.accounts import open_administration
 
+    # What a service that is down has the parts say is no result.
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     output = Output()
     with output.reporting_errors(), open_administration(load_config(data_dir=data_dir)) as administration:
         yield administration, output

@@ -16,8 +16,14 @@ from sensorkeep.auth.gate import Gate
 from sensorkeep.auth.scopes import Scope as Access
 from sensorkeep.auth.tickets import Tickets
 from sensorkeep.errors import InvalidInput, LimitExceeded, SensorkeepError, Unauthenticated, Unavailable
-from sensorkeep.limits import EXTERNAL_ID_CHARS_MAX, NAME_CHARS_MAX, WS_FILTERS_MAX, WS_INCOMING_PER_MINUTE_MAX
-from sensorkeep.live.client import Outlet
+from sensorkeep.limits import (
+    CREDENTIAL_CACHE_SECONDS,
+    EXTERNAL_ID_CHARS_MAX,
+    NAME_CHARS_MAX,
+    WS_FILTERS_MAX,
+    WS_INCOMING_PER_MINUTE_MAX,
+)
+from sensorkeep.live.client import Client, Outlet
 from sensorkeep.live.frames import payloads
 from sensorkeep.live.hub import Hub
 from sensorkeep.live.protocol import OUTLET_EXTENSION
@@ -35,12 +41,19 @@ _log = structlog.get_logger("sensorkeep.live")
 
 
 class LiveEndpoint:
-    """ASGI application for `WS /ws/sensor_updates`."""
+    """ASGI application for `WS /ws/sensor_updates`.
+
+    A change of a credential ends its connections at once where this process hears of it, and else, as the expiry of a
+    key does, within CREDENTIAL_CACHE_SECONDS: so often the catalog is asked about those that are connected.
+    """
 
     def __init__(self, hub: Hub, gate: Gate, tickets: Tickets) -> None:
         self._hub = hub
         self._gate = gate
         self._tickets = tickets
+        self._connected: dict[Client, Credential] = {}
+        self._reviewer: asyncio.Task[None] | None = None
+        """Runs while somebody is connected."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection. One that is refused is accepted first: only then does the reason reach the client."""
@@ -78,6 +91,9 @@ class LiveEndpoint:
         direct: Outlet | None = scope.get("extensions", {}).get(OUTLET_EXTENSION)
         outlet = direct if direct is not None else AsgiOutlet(send)
         client = self._hub.connect(outlet, credential.id, credential.max_ws_connections, filters)
+        self._connected[client] = credential
+        if self._reviewer is None:
+            self._reviewer = asyncio.create_task(self._review())
         reader = asyncio.create_task(_ignore_until_gone(receive))
         ender = asyncio.create_task(client.ended.wait())
         tasks: list[asyncio.Task[Any]] = [reader, ender]
@@ -92,10 +108,23 @@ class LiveEndpoint:
                 task.result()
         finally:
             self._hub.disconnect(client)
+            del self._connected[client]
+            if not self._connected and self._reviewer is not None:
+                self._reviewer.cancel()
+                self._reviewer = None
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
             _log.info("live client disconnected", credential=credential.id)
+
+    async def _review(self) -> None:
+        """Now and then, end the connections whose credential was changed or has expired."""
+        while True:
+            await asyncio.sleep(CREDENTIAL_CACHE_SECONDS)
+            try:
+                await asyncio.to_thread(self._gate.review, set(self._connected.values()))
+            except SensorkeepError as error:  # the next time will do
+                _log.warning("live clients not reviewed", code=error.code)
 
 
 class _ListenRequest(NamedTuple):
