@@ -373,3 +373,18 @@ def test_without_valkey_a_ticket_opens_a_socket_where_it_was_issued(private: Gat
             return False  # the one thinks it is back, the other one not yet
 
     wait_until(works_again)
+
+
+def test_a_ticket_that_valkey_takes_late_is_good_for_one_use(private: Gateways, valkey: ValkeyService) -> None:
+    one, other = private.tickets()[0], private.tickets()[0]
+    one.redeem(one.issue(SOMEBODY))
+    valkey.pause()
+    try:
+        ticket = one.issue(SOMEBODY)
+    finally:
+        valkey.resume()
+    client = private.valkey()
+    wait_until(lambda: bool(client.run(lambda driver: driver.keys(client.name("ticket", "*")))))
+    assert one.redeem(ticket) == SOMEBODY
+    with pytest.raises(Unauthenticated):
+        other.redeem(ticket)

@@ -33,11 +33,14 @@ class Tickets:
     def issue(self, credential: Credential) -> str:
         """A new ticket (43 URL-safe characters) that stands for `credential`."""
         ticket = secrets.token_urlsafe(32)
-        if not self._put_shared(ticket, credential):
-            now = self._clock.monotonic()
-            with self._lock:
-                self._drop_stale(now)
-                self._waiting[_digest(ticket)] = (credential, now + WS_TICKET_SECONDS)
+        if self._put_shared(ticket, credential):
+            return ticket
+        # Another one: Valkey may still take the first when it was given up, and a ticket in two places is good twice.
+        ticket = secrets.token_urlsafe(32)
+        now = self._clock.monotonic()
+        with self._lock:
+            self._drop_stale(now)
+            self._waiting[_digest(ticket)] = (credential, now + WS_TICKET_SECONDS)
         return ticket
 
     def redeem(self, ticket: str) -> Credential:
