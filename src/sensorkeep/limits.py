@@ -435,6 +435,9 @@ CATALOG_STATEMENT_SECONDS_MAX = 10
 """Longest run of one statement, by the server's own clock."""
 CATALOG_ANSWER_SECONDS_MAX = 12
 """Longest wait for any answer: by then the server has hung, or the way to it is cut."""
+CATALOG_AFTERTHOUGHT_SECONDS_MAX = 0.5
+"""Longest that a request which is durable waits for its receipt, and for the look-up of what was the newest before it:
+they go on without it."""
 CATALOG_IDLE_TRANSACTION_SECONDS_MAX = 15
 """A transaction whose process says nothing for this long is ended: it may hold rows that everybody waits for."""
 CATALOG_MIGRATION_SECONDS_MAX = 3600

@@ -17,6 +17,7 @@ from cluster import Cluster, running_cluster
 from harness import API_KEY, Server, esm_equipment, esm_reading, hours_ago, new_uuid, wait_until
 from load import DURABLE, REFUSED, Load, check
 
+from sensorkeep.limits import CATALOG_ANSWER_SECONDS_MAX
 from services import Services, make_database, settings
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(300)]
@@ -136,6 +137,23 @@ def test_a_service_that_stops_and_comes_back_costs_nothing_that_was_answered(
     assert [node.process.pid for node in (*cluster.gateways, *cluster.workers)] == pids
     assert all(node.process.poll() is None for node in (*cluster.gateways, *cluster.workers)), "one has ended"
     assert load.answers.keys() <= {DURABLE, REFUSED}
+
+
+def test_a_catalog_that_hangs_delays_no_answer_for_long_and_costs_nothing(cluster: Cluster, private: Services) -> None:
+    load = Load(cluster.gateways, "hung-catalog")
+    load.wait_for(20)
+    private.postgresql.pause()
+    try:
+        began = time.monotonic()
+        load.wait_for(40)
+        assert time.monotonic() - began < CATALOG_ANSWER_SECONDS_MAX / 2, "they waited for PostgreSQL"
+    finally:
+        private.postgresql.resume()
+    load.wait_for(30)
+    load.end()
+    wait_until(lambda: all(_healthy(node) for node in (*cluster.gateways, *cluster.workers)))
+    check(cluster.gateways[0], [load])
+    assert load.answers.keys() == {DURABLE}
 
 
 def _refusal(gateway: Server) -> httpx.Response | None:

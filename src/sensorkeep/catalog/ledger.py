@@ -16,6 +16,7 @@ from sensorkeep.catalog.base import (
     Receipt,
     Settlement,
 )
+from sensorkeep.catalog.bounded import Bounded
 from sensorkeep.catalog.database import AnyRow, Database
 from sensorkeep.catalog.ledger_rows import (
     ENDED,
@@ -65,8 +66,8 @@ class CatalogLedger:
 
     Receipts wait in memory until anything is read or settled, or RECEIPTS_HELD_MAX have gathered: they need not
     survive a crash, and a transaction each would cost a single reading more than all the rest. With `held` False each
-    is entered at once, for other processes to see. What cannot be entered waits for the next try (the last
-    RECEIPTS_WAITING_MAX).
+    is entered at once, for other processes to see; where PostgreSQL does not answer soon, `receive` raises Unavailable
+    and the receipt is entered behind it. What cannot be entered waits for the next try (the last RECEIPTS_WAITING_MAX).
 
     The row of totals is changed last in a transaction: everybody else's receipts wait for it until the commit.
     """
@@ -78,6 +79,7 @@ class CatalogLedger:
         # Rows and not receipts: those hold payloads, which must not gather while the catalog is down.
         self._receipts: list[ReceivedRow] = []
         self._entering = threading.RLock()
+        self._bounded = None if database.is_sqlite else Bounded("receipts")
         self._quarantine = QuarantineRows(database)
         self._enter = database.prepare_insert(
             batches,
@@ -107,8 +109,12 @@ class CatalogLedger:
     def receive(self, receipts: Sequence[Receipt]) -> None:
         # A replay's readings were received with the batch that it replays.
         self._receipts += [received_row(receipt) for receipt in receipts if receipt.claim.replay_of is None]
-        if len(self._receipts) > self._receipts_held_max:
+        if len(self._receipts) <= self._receipts_held_max:
+            return
+        if self._bounded is None:
             self._enter_held()
+        else:
+            self._bounded.run(self._enter_held)
 
     def _enter_held(self) -> None:
         """Enter the receipts that wait; every other method begins with it, so that nobody sees them missing."""

@@ -17,6 +17,7 @@ from typing import Generic
 
 import structlog
 
+from sensorkeep.catalog.bounded import Bounded
 from sensorkeep.catalog.database import Database
 from sensorkeep.catalog.latest_table import LatestTable
 from sensorkeep.catalog.valkey_latest import Latest, NewestHash
@@ -34,7 +35,10 @@ log = structlog.get_logger(__name__)
 
 
 class SharedLatestReadings:
-    """The LatestReadings of many processes. Blocking; one call of Valkey for each kind of value and look-up."""
+    """The LatestReadings of many processes. Blocking; one call of Valkey for each kind of value and look-up.
+
+    An offer waits a bounded time for the tables; what they did not answer in time is offered again.
+    """
 
     in_memory = False
 
@@ -46,8 +50,9 @@ class SharedLatestReadings:
         self._saving = threading.Lock()
         readings = NewestHash(valkey, "readings", LatestReading, "sensor_uuid")
         records = NewestHash(valkey, "records", LatestRecord, "equipment_uuid")
-        self._readings = _Shared(readings, lambda uuids: table.find(uuids, ())[0])
-        self._records = _Shared(records, lambda uuids: table.find((), uuids)[1])
+        bounded = Bounded("latest")
+        self._readings = _Shared(readings, lambda uuids: table.find(uuids, ())[0], bounded)
+        self._records = _Shared(records, lambda uuids: table.find((), uuids)[1], bounded)
         valkey.on_return(self._share_again)
 
     def offer(
@@ -90,9 +95,12 @@ class SharedLatestReadings:
 class _Shared(Generic[Latest]):
     """Newest values of one kind: in Valkey, in this process's memory, in the table."""
 
-    def __init__(self, newest: NewestHash[Latest], in_table: Callable[[Sequence[str]], list[Latest]]) -> None:
+    def __init__(
+        self, newest: NewestHash[Latest], in_table: Callable[[Sequence[str]], list[Latest]], bounded: Bounded
+    ) -> None:
         self._newest = newest
         self._in_table = in_table
+        self._bounded = bounded
         self._lock = threading.Lock()
         # Two generations: a full young one becomes the old one, so that bounding it costs nothing per value.
         self._young: dict[str, Latest] = {}
@@ -119,9 +127,11 @@ class _Shared(Generic[Latest]):
                 if keep_changes:
                     _put(self._changed, uuid, value)
         try:
-            self._share(list(offered.values()), again)
+            left_out = self._newest.offer(offered.values(), correct=not again)
+            if left_out:
+                self._bounded.run(lambda: self._fill_in(left_out, again))
             if self._unshared and time.monotonic() >= self._share_again_at:
-                self.share_again()
+                self._bounded.run(self.share_again)
         except SensorkeepError:
             self._keep_unshared(offered, are_first=not again)
 
@@ -173,23 +183,21 @@ class _Shared(Generic[Latest]):
         try:
             if lost:  # it may hold values that are older than what nobody remembers here
                 self._newest.clear()
-            self._share(list(unshared.values()), again=not are_first)
+            left_out = self._newest.offer(unshared.values(), correct=are_first)
+            if left_out:
+                self._fill_in(left_out, again=not are_first)
         except SensorkeepError:
             self._unshared_lost = self._unshared_lost or lost
             self._keep_unshared(unshared, are_first=are_first)
             raise
         return len(unshared)
 
-    def _share(self, values: list[Latest], again: bool) -> None:
-        """Offer values to Valkey. Where it knows none, the table decides whether they are the newest."""
-        left_out = self._newest.offer(values, correct=not again)
-        if not left_out:
-            return
-        for known in self._in_table([self._newest.uuid_of(value) for value in left_out]):
-            left_out.append(known)
+    def _fill_in(self, left_out: list[Latest], again: bool) -> None:
+        """Share values of which Valkey knows none: the table decides whether they are the newest."""
+        known = self._in_table([self._newest.uuid_of(value) for value in left_out])
         newest: dict[str, Latest] = {}
         # The table's first: of equal times the one offered stands.
-        for value in reversed(left_out):
+        for value in [*reversed(known), *reversed(left_out)]:
             _put(newest, self._newest.uuid_of(value), value)
         self._newest.offer(newest.values(), fill=True, correct=not again)
 
