@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from catalog_databases import EVERY, KEPT, fresh_database, opened
@@ -154,12 +155,61 @@ def test_a_successor_is_entered_where_its_token_is_spent_and_only_there(accounts
     assert accounts.use_refresh_token("t3") is not None, "it failed, so nothing was done"
 
 
-def test_dropping_the_tokens_of_a_user_ends_all_its_families(accounts: Accounts) -> None:
+@pytest.mark.parametrize("change", [{"password_hash": "$argon2id$2"}, {"disabled": True}])
+def test_another_password_or_being_disabled_ends_all_families_of_the_user(
+    accounts: Accounts, change: dict[str, Any]
+) -> None:
+    for user in (ADA, replace(ADA, username="bob")):
+        accounts.put_user(user)
     accounts.put_refresh_token(token("t1", "f1"))
     accounts.put_refresh_token(token("t2", "f2"))
     accounts.put_refresh_token(token("t3", "f3", "bob"))
-    accounts.drop_refresh_tokens("ada")
+    assert accounts.change_user("ada", **change) == replace(ADA, **change)
     assert [accounts.use_refresh_token(name) is None for name in ("t1", "t2", "t3")] == [True, True, False]
+
+
+def test_a_change_touches_what_is_given_and_never_makes_a_user(accounts: Accounts) -> None:
+    accounts.put_user(ADA)
+    accounts.put_refresh_token(token("t1"))
+    assert accounts.change_user("ada") == ADA
+    scoped = accounts.change_user("ada", scopes=frozenset({"read"}))
+    assert scoped == accounts.user("ada") == replace(ADA, scopes=frozenset({"read"}))
+    assert accounts.change_user("ada", disabled=False) == scoped
+    assert accounts.use_refresh_token("t1") is not None
+    assert not accounts.replace_password_hash("ada", "$argon2id$another", "$argon2id$2")
+    assert accounts.replace_password_hash("ada", "$argon2id$1", "$argon2id$2")
+    assert accounts.user("ada") == replace(scoped, password_hash="$argon2id$2")
+    for keeping in (None, "admin"):
+        with pytest.raises(NotFound):
+            accounts.change_user("bob", disabled=True, keeping=keeping)
+    assert not accounts.replace_password_hash("bob", "$argon2id$1", "$argon2id$2")
+    assert [user.username for user in accounts.users()] == ["ada"]
+
+
+def test_a_user_is_added_once(accounts: Accounts) -> None:
+    accounts.add_user(ADA)
+    with pytest.raises(Conflict):
+        accounts.add_user(replace(ADA, password_hash="$argon2id$2"))
+    assert accounts.user("ada") == ADA
+
+
+def test_the_last_user_who_has_a_scope_keeps_it(accounts: Accounts) -> None:
+    for user in (ADA, User("bob", "h", frozenset({"admin"}), disabled=True), User("eve", "h", frozenset({"read"}))):
+        accounts.put_user(user)
+    acts: list[Callable[[], object]] = [
+        lambda: accounts.delete_user("ada", keeping="admin"),
+        lambda: accounts.change_user("ada", disabled=True, keeping="admin"),
+        lambda: accounts.change_user("ada", scopes=frozenset({"read"}), keeping="admin"),
+    ]
+    for act in acts:
+        with pytest.raises(Conflict):
+            act()
+    assert accounts.user("ada") == ADA
+    accounts.change_user("ada", password_hash="$argon2id$2", scopes=frozenset({"admin"}), keeping="admin")
+    accounts.delete_user("eve", keeping="admin")
+    accounts.change_user("bob", disabled=False, keeping="admin")
+    accounts.delete_user("ada", keeping="admin")
+    assert [user.username for user in accounts.users()] == ["bob"]
 
 
 def test_of_many_threads_that_spend_a_token_exactly_one_wins(accounts: Accounts) -> None:

@@ -353,6 +353,28 @@ def _waits(database: Database) -> bool:
         return bool(connection.exec_driver_sql("SELECT count(*) FROM pg_locks WHERE NOT granted").scalar())
 
 
+def test_of_administrators_who_remove_each_other_at_once_one_stays(one: Database, other: Database) -> None:
+    accounts = [CatalogAccounts(database, CLOCK) for database in (one, other)]
+    for _ in range(10):
+        for name in ("ada", "bob", "eve"):
+            accounts[0].put_user(User(name, "h", frozenset({"admin"} if name != "eve" else {"read"})))
+        refused: list[Conflict] = []
+
+        def leave(act: Callable[[], object], refused: list[Conflict] = refused) -> None:
+            try:
+                act()
+            except Conflict as error:
+                refused.append(error)
+
+        at_once(
+            lambda: leave(lambda: accounts[0].delete_user("ada", keeping="admin")),
+            lambda: leave(lambda: accounts[1].change_user("bob", disabled=True, keeping="admin")),
+        )
+        assert len(refused) == 1
+        able = [user for user in accounts[0].users() if "admin" in user.scopes and not user.disabled]
+        assert len(able) == 1
+
+
 def test_of_processes_that_begin_an_idempotency_key_at_once_one_goes_on(one: Database, other: Database) -> None:
     keys = [CatalogIdempotencyKeys(database) for database in (one, other)]
     answer = StoredAnswer(status=201, headers={}, body=b"{}")

@@ -66,7 +66,7 @@ class Administration:
         self._clock = clock
         self._ids = ids
         self._demo = demo
-        # Read, decide and write as one: two administrators must not remove each other at the same time.
+        # Look, tell the audit log and act as one. What other processes do meanwhile, the catalog finds out as it acts.
         self._lock = threading.Lock()
 
     def audit(self, actor: Actor, action: str, subject: str) -> None:
@@ -99,7 +99,7 @@ class Administration:
             if len(self._accounts.users()) >= USERS_MAX:
                 raise Conflict(f"There are {USERS_MAX} users; remove one first.")
             self.audit(actor, "user.add", username)
-            self._accounts.put_user(user)
+            self._accounts.add_user(user)
         return user
 
     def change_user(
@@ -115,25 +115,23 @@ class Administration:
 
         Raises NotFound, InvalidInput, and Conflict where nobody with `admin` would be left.
         """
-        changes: dict[str, object] = {}
+        password_hash = None
         if password is not None:
             refuse_weak_password(password, username, demo=self._demo)
-            changes["password_hash"] = self._passwords.hash(password)
-        if scopes is not None:
-            changes["scopes"] = user_scopes(scopes)
-        if disabled is not None:
-            changes["disabled"] = disabled
+            password_hash = self._passwords.hash(password)
+        granted = None if scopes is None else user_scopes(scopes)
+        given = {"password": password_hash, "scopes": granted, "disabled": disabled}
+        changed = sorted(name for name, value in given.items() if value is not None)
         with self._lock:
-            user = dataclasses.replace(self._existing(username), **changes)  # type: ignore[arg-type]
-            if not changes:
+            user = self._existing(username)
+            if not changed:
                 return user
-            if user.disabled or Scope.ADMIN not in user.scopes:
+            if disabled or (granted is not None and Scope.ADMIN not in granted):
                 self._keep_an_administrator(username)
-            named = ",".join(sorted("password" if name == "password_hash" else name for name in changes))
-            self.audit(actor, f"user.change.{named}", username)
-            self._accounts.put_user(user)
-            if password is not None or user.disabled:
-                self._accounts.drop_refresh_tokens(username)
+            self.audit(actor, f"user.change.{','.join(changed)}", username)
+            user = self._accounts.change_user(
+                username, password_hash=password_hash, scopes=granted, disabled=disabled, keeping=Scope.ADMIN
+            )
         self._authenticator.forget(f"user:{username}")
         return user
 
@@ -143,17 +141,15 @@ class Administration:
             self._existing(username)
             self._keep_an_administrator(username)
             self.audit(actor, "user.remove", username)
-            self._accounts.delete_user(username)
+            self._accounts.delete_user(username, keeping=Scope.ADMIN)
         self._authenticator.forget(f"user:{username}")
 
     def rehash(self, user: User, password: str) -> User:
-        """Keep the password under today's parameters, unless the user was changed since it was read."""
-        renewed = dataclasses.replace(user, password_hash=self._passwords.hash(password))
-        with self._lock:
-            if self._accounts.user(user.username) != user:
-                return user
-            self._accounts.put_user(renewed)
-        return renewed
+        """Keep the password under today's parameters, unless it was changed since the user was read."""
+        renewed = self._passwords.hash(password)
+        if not self._accounts.replace_password_hash(user.username, user.password_hash, renewed):
+            return user
+        return dataclasses.replace(user, password_hash=renewed)
 
     def _existing(self, username: str) -> User:
         user = self._accounts.user(username)

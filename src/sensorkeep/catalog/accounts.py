@@ -10,7 +10,7 @@ from sensorkeep.catalog.base import ApiKey, RefreshToken, User
 from sensorkeep.catalog.database import AnyRow, Database
 from sensorkeep.catalog.schema import api_keys, refresh_tokens, users
 from sensorkeep.clock import Clock
-from sensorkeep.errors import NotFound
+from sensorkeep.errors import Conflict, NotFound
 
 
 class CatalogAccounts:
@@ -25,13 +25,46 @@ class CatalogAccounts:
         self._clock = clock
 
     def put_user(self, user: User) -> None:
-        row = {
-            "username": user.username,
-            "password_hash": user.password_hash,
-            "scopes": _scopes_text(user.scopes),
-            "disabled": user.disabled,
+        self._replace(users, "username", _user_row(user))
+
+    def add_user(self, user: User) -> None:
+        with self._database.write() as connection:
+            connection.execute(sa.insert(users).values(_user_row(user)))
+
+    def change_user(
+        self,
+        username: str,
+        *,
+        password_hash: str | None = None,
+        scopes: frozenset[str] | None = None,
+        disabled: bool | None = None,
+        keeping: str | None = None,
+    ) -> User:
+        given = {
+            "password_hash": password_hash,
+            "scopes": None if scopes is None else _scopes_text(scopes),
+            "disabled": disabled,
         }
-        self._replace(users, "username", row)
+        changed = {name: value for name, value in given.items() if value is not None}
+        leaves = disabled or (scopes is not None and keeping not in scopes)
+
+        def change(connection: sa.Connection) -> User:
+            if leaves:
+                _refuse_the_last(connection, username, keeping)
+            if _locked(connection, username) is None:
+                raise NotFound(f"there is no user {username!r}")
+            if changed:
+                connection.execute(sa.update(users).where(users.c.username == username).values(changed))
+            if password_hash is not None or disabled:
+                self._end(connection, refresh_tokens.c.username == username)
+            return _user(connection.execute(sa.select(users).where(users.c.username == username)).one())
+
+        return self._database.transact(change)
+
+    def replace_password_hash(self, username: str, known: str, renewed: str) -> bool:
+        same = sa.and_(users.c.username == username, users.c.password_hash == known)
+        with self._database.write() as connection:
+            return connection.execute(sa.update(users).where(same).values(password_hash=renewed)).rowcount == 1
 
     def user(self, username: str) -> User | None:
         with self._database.read() as connection:
@@ -42,11 +75,14 @@ class CatalogAccounts:
         with self._database.read() as connection:
             return [_user(row) for row in connection.execute(sa.select(users).order_by(users.c.username))]
 
-    def delete_user(self, username: str) -> None:
-        with self._database.write() as connection:
+    def delete_user(self, username: str, *, keeping: str | None = None) -> None:
+        def delete(connection: sa.Connection) -> None:
+            _refuse_the_last(connection, username, keeping)
             if connection.execute(sa.delete(users).where(users.c.username == username)).rowcount == 0:
                 raise NotFound(f"there is no user {username!r}")
             self._end(connection, refresh_tokens.c.username == username)
+
+        self._database.transact(delete)
 
     def put_key(self, key: ApiKey) -> None:
         row = {
@@ -113,10 +149,6 @@ class CatalogAccounts:
 
         return self._database.transact(use)
 
-    def drop_refresh_tokens(self, username: str) -> None:
-        with self._database.write() as connection:
-            self._end(connection, refresh_tokens.c.username == username)
-
     def purge(self, now_us: int) -> None:
         """Forget the refresh tokens that expired before `now_us`, but keep a dead family's mark while a token of it
         could still be shown."""
@@ -143,10 +175,34 @@ class CatalogAccounts:
 def _still_holds(connection: sa.Connection, holder: User) -> bool:
     """Whether the user's sessions may go on as they were begun. A change of the user waits until the transaction ends,
     and then sees what it did."""
-    row = connection.execute(
-        sa.select(users).where(users.c.username == holder.username).with_for_update(read=True)
-    ).one_or_none()
+    row = _locked(connection, holder.username, read=True)
     return row is not None and not row.disabled and row.password_hash == holder.password_hash
+
+
+def _locked(connection: sa.Connection, username: str, *, read: bool = False) -> AnyRow | None:
+    """The row of a user, which nobody changes until the transaction ends (SQLite has one writer); with `read` others
+    may lock it so, too."""
+    statement = sa.select(users).where(users.c.username == username)
+    return connection.execute(statement.with_for_update(read=read)).one_or_none()
+
+
+def _refuse_the_last(connection: sa.Connection, leaving: str, scope: str | None) -> None:
+    """Raises Conflict where `leaving` alone has the scope. Nobody loses it meanwhile: the rows stay locked, and all who
+    ask take them in the same order."""
+    if scope is None:
+        return
+    rows = connection.execute(sa.select(users).order_by(users.c.username).with_for_update())
+    if [user.username for user in map(_user, rows) if scope in user.scopes and not user.disabled] == [leaving]:
+        raise Conflict(f"This is the last user with the scope {str(scope)!r}; give it to another user first.")
+
+
+def _user_row(user: User) -> dict[str, Any]:
+    return {
+        "username": user.username,
+        "password_hash": user.password_hash,
+        "scopes": _scopes_text(user.scopes),
+        "disabled": user.disabled,
+    }
 
 
 def _token_row(token: RefreshToken) -> dict[str, Any]:

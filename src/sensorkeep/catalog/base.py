@@ -267,6 +267,28 @@ class Accounts(Protocol):
         """Add or replace a user."""
         ...
 
+    def add_user(self, user: User) -> None:
+        """Add a user. Raises Conflict where there is one of that name."""
+        ...
+
+    def change_user(
+        self,
+        username: str,
+        *,
+        password_hash: str | None = None,
+        scopes: frozenset[str] | None = None,
+        disabled: bool | None = None,
+        keeping: str | None = None,
+    ) -> User:
+        """Change what is given and nothing else, and answer what the user is now. Atomic: another password, or being
+        disabled, ends every family of the user. Raises NotFound, and Conflict where this user alone, of those that are
+        not disabled, has the scope `keeping`, and would lose it."""
+        ...
+
+    def replace_password_hash(self, username: str, known: str, renewed: str) -> bool:
+        """Keep the same password under another hash; False, and nothing is done, where it is not `known` any more."""
+        ...
+
     def user(self, username: str) -> User | None:
         """One user."""
         ...
@@ -275,8 +297,8 @@ class Accounts(Protocol):
         """All users, by name."""
         ...
 
-    def delete_user(self, username: str) -> None:
-        """Remove a user and its refresh tokens. Raises NotFound."""
+    def delete_user(self, username: str, *, keeping: str | None = None) -> None:
+        """Remove a user and its refresh tokens. Raises what `change_user` does."""
         ...
 
     def put_key(self, key: ApiKey) -> None:
@@ -308,10 +330,6 @@ class Accounts(Protocol):
         """Spend a token: returned once, and its `successor` is remembered then. A token that was spent before kills its
         whole family and answers None; an unknown one answers None. Atomic: of two at the same time one wins, and where
         it fails the token is as good as before."""
-        ...
-
-    def drop_refresh_tokens(self, username: str) -> None:
-        """End every family of a user."""
         ...
 
 
