@@ -202,6 +202,27 @@ def test_after_valkey_lost_all_values_come_back_from_the_table_and_late_ones_do_
     assert gateway.reading("t") == reading(9, 5.0, "t")
 
 
+def test_what_valkey_lost_before_it_was_saved_is_shared_when_it_is(installation: Installation) -> None:
+    gateway, worker, late = (installation.process(worker=is_worker) for is_worker in (False, True, True))
+    gateway.offer([reading(9, 1.0)], [record(9)])
+    worker.offer([reading(9, 1.0)], [record(9)], again=True)
+    worker.save()
+    gateway.offer([reading(10, 2.0)], [record(10)])
+    worker.offer([reading(10, 2.0)], [record(10)], again=True)
+    late.offer([reading(5, 3.0)], [record(5)], again=True)
+    installation.lose_all()
+    fresh = installation.process()
+    assert fresh.reading("s") == reading(9, 1.0), "what the table has"
+    assert fresh.record("e") == record(9)
+    worker.save()
+    for _ in range(2):
+        assert fresh.reading("s") == reading(10, 2.0)
+        assert fresh.record("e") == record(10)
+        installation.lose_all()
+        late.save()
+        fresh = installation.process()
+
+
 def test_without_valkey_a_process_knows_what_it_accepted_and_what_workers_saved(
     private: Installation, valkey: ValkeyService
 ) -> None:

@@ -81,6 +81,8 @@ class SharedLatestReadings:
                 self._readings.give_back_changes(readings)
                 self._records.give_back_changes(records)
                 raise
+            self._readings.share_saved(readings)
+            self._records.share_saved(records)
 
     def _share_again(self) -> None:
         """Valkey is back: offer what it has missed."""
@@ -172,6 +174,16 @@ class _Shared(Generic[Latest]):
             for uuid, value in self._changed.items():
                 _put(changed, uuid, value)
             self._changed = changed
+
+    def share_saved(self, saved: dict[str, Latest]) -> None:
+        """Offer what the table holds by now: where Valkey was emptied after these were offered, a look-up may have
+        entered what the table had before them."""
+        try:
+            left_out = self._newest.offer(saved.values(), correct=False)
+            if left_out:
+                self._fill_in(left_out, again=True)
+        except SensorkeepError:
+            self._keep_unshared(saved, are_first=False)
 
     def share_again(self) -> int:
         """Offer what Valkey has missed; how many values. Raises Unavailable, and keeps them then."""
