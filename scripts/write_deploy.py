@@ -115,7 +115,8 @@ def sensorkeep_services() -> dict[str, tuple[str, Node]]:
     }
     worker = {
         "<<": "*sensorkeep",
-        "command": ["worker"],
+        # Compose starts again whatever ends, and a worker that stopped for good must not be.
+        "command": ["worker", "--stay"],
         "environment": {"<<": "*services", **serving, "SENSORKEEP_WORKER_PORT": str(WORKER_PORT)},
         "depends_on": beside_services(),
         "healthcheck": health(probe(WORKER_PORT)),

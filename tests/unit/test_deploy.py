@@ -23,6 +23,7 @@ from write_deploy import DEPLOY, files, probe
 
 from sensorkeep.app.backends import is_shared
 from sensorkeep.app.urls import SCHEMES, address
+from sensorkeep.cli.output import ExitCode
 from sensorkeep.config import Config, load_config
 from sensorkeep.object_store.s3.bucket import check_settings
 from sensorkeep.valkey import Valkey
@@ -208,6 +209,12 @@ def test_the_image_is_built_from_what_is_there_and_runs_as_nobody_special() -> N
         ("ENTRYPOINT", ["sensorkeep"]),
         ("CMD", ["serve"]),
     ]
+
+
+def test_a_worker_that_stopped_for_good_is_not_started_again() -> None:
+    unit = (DEPLOY / "sensorkeep@.service").read_text("utf-8")
+    assert f"\nRestartPreventExitStatus={ExitCode.STOPPED_FOR_GOOD.value}\n" in unit
+    assert composed()["services"]["worker"]["command"] == ["worker", "--stay"], "compose looks at no exit code"
 
 
 @pytest.mark.parametrize("path", sorted(DEPLOY.glob("*.service")), ids=lambda path: path.name)

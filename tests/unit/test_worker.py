@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 from collections.abc import Callable, Iterator
@@ -13,11 +14,11 @@ import pytest
 from sensorkeep import limits
 from sensorkeep.catalog.base import Accounting
 from sensorkeep.clock import DAY_US, HOUR_US, MICROSECONDS, ManualClock, rfc3339
-from sensorkeep.errors import Conflict, Unavailable
+from sensorkeep.errors import Conflict, NotFound, Unavailable
 from sensorkeep.ingest.accept import Sender
 from sensorkeep.model import external_uuid
 from sensorkeep.testing.faulty import Crashed
-from sensorkeep.testing.pipeline import Pipeline
+from sensorkeep.testing.pipeline import Pipeline, PipelineSettings
 
 START_US = 1_767_225_600 * MICROSECONDS
 SENSOR = external_uuid("worker/probe")
@@ -246,6 +247,64 @@ def test_payloads_that_are_gone_are_set_aside_at_once_and_too_many_of_them_stop_
     assert totals(pipeline) == Accounting(received=quarantined, quarantined=quarantined)
 
 
+def hide_payloads(pipeline: Pipeline) -> Callable[[], None]:
+    """As with the wrong bucket in the settings: no payload is found. Returns what brings them back."""
+    get = pipeline.objects.get
+
+    def missing(key: str) -> Any:
+        raise NotFound(key)
+
+    def bring_back() -> None:
+        pipeline.objects.get = get  # type: ignore[method-assign]
+
+    pipeline.objects.get = missing  # type: ignore[method-assign]
+    return bring_back
+
+
+@pytest.mark.parametrize("gateways", [1, 2], ids=["one-process", "gateways-and-worker"])
+def test_a_worker_that_stops_for_good_gives_up_no_more_than_it_takes_to_know_and_keeps_the_rest(
+    tmp_path: Path, gateways: int
+) -> None:
+    pipeline = Pipeline(tmp_path, ManualClock(START_US), settings=PipelineSettings(gateways=gateways))
+    bring_back = hide_payloads(pipeline)
+    for i in range(10 * limits.WORKER_FAILURES_MAX):  # all of them are taken in one round
+        send(pipeline, i, 1)
+    pipeline.restart()
+    pipeline.worker.run()
+    assert pipeline.worker.stopped_for_good
+    ledger = pipeline.working.ledger
+    assert ledger.accounting()[1].quarantined == limits.WORKER_FAILURES_MAX
+    assert pipeline.queue.depth().claims == 9 * limits.WORKER_FAILURES_MAX
+    bring_back()  # the settings are put right
+    pipeline.restart()
+    work_to_rest(pipeline)
+    dead = limits.WORKER_FAILURES_MAX
+    found = pipeline.working.ledger.accounting()[1]
+    assert found == Accounting(received=10 * dead, stored=9 * dead, quarantined=dead)
+    pipeline.close()
+
+
+def test_a_store_that_refuses_everything_stops_the_worker_though_all_can_be_loaded(pipeline: Pipeline) -> None:
+    batches = {send(pipeline, i, 1) for i in range(3 * limits.WORKER_FAILURES_MAX)}
+    refuse(pipeline, batches)
+    while pipeline.worker.stopped_because is None:
+        with contextlib.suppress(Unavailable):
+            pipeline.worker.round()
+    assert pipeline.worker.stopped_for_good
+    assert totals(pipeline).quarantined == limits.WORKER_FAILURES_MAX
+
+
+def test_few_dead_payloads_among_many_good_ones_of_one_round_do_not_stop_the_worker(pipeline: Pipeline) -> None:
+    bad = [send(pipeline, 100 * i, 5) for i in range(2 * limits.WORKER_FAILURES_MAX) for _ in range(3)][::3]
+    for stored in list(pipeline.objects.list()):
+        if any(batch_id in stored.key for batch_id in bad):
+            pipeline.objects.delete(stored.key)
+    pipeline.restart()
+    work_to_rest(pipeline)
+    assert pipeline.worker.stopped_because is None
+    assert totals(pipeline).quarantined == 5 * len(bad)
+
+
 def test_few_failures_among_many_successes_do_not_stop_the_worker(pipeline: Pipeline) -> None:
     bad = []
     for i in range(limits.WORKER_FAILURES_MAX // 2):
@@ -265,6 +324,7 @@ def test_an_error_that_nobody_foresaw_stops_the_worker_loudly_and_keeps_the_clai
     break_once(pipeline, pipeline.ledger, "settle", RuntimeError("a bug"), after=False)
     pipeline.worker.run()
     assert pipeline.worker.stopped_because == "RuntimeError: a bug"
+    assert not pipeline.worker.stopped_for_good, "a new start may heal it"
     assert totals(pipeline).pending == 10
     pipeline.restart()
     work_to_rest(pipeline)

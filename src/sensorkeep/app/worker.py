@@ -41,6 +41,11 @@ class WorkerThread:
         """Why it stopped by itself; None where it did not."""
         return self._worker.stopped_because
 
+    @property
+    def stopped_for_good(self) -> bool:
+        """Whether it would set more aside if it were started again."""
+        return self._worker.stopped_for_good
+
     def check(self) -> Figures:
         """Raises where it does not work; else how many readings wait for it."""
         worker = self._worker

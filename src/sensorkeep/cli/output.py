@@ -34,6 +34,8 @@ class ExitCode(enum.IntEnum):
     """The command was called wrongly; nothing was sent."""
     UNREACHABLE = 3
     """The server cannot be reached, or stayed unavailable through all tries. Calling again later is safe."""
+    STOPPED_FOR_GOOD = 4
+    """A worker set too much aside. Started again it would set more aside: look for the fault first."""
     INTERRUPTED = 130
     """Stopped by Ctrl-C, as shells count it."""
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from sensorkeep.app.application import Application
     from sensorkeep.app.backends import Role
+    from sensorkeep.app.worker import WorkerThread
     from sensorkeep.web.logs import Access
 
 LOCAL_ACTOR = Actor("cli", "local")
@@ -54,40 +55,81 @@ def gateway_command(config_file: ConfigFile = None, host: Host = None, port: Por
         run(config, "gateway", config.port)
 
 
-def worker_command(config_file: ConfigFile = None, host: Host = None, port: Port = None) -> None:
+def worker_command(
+    config_file: ConfigFile = None,
+    host: Host = None,
+    port: Port = None,
+    stay: Annotated[
+        bool, typer.Option("--stay", help="Where it would end with 4, stay instead, without work, until it is stopped.")
+    ] = False,
+) -> None:
     """Run a worker: turns accepted batches into rows beside others; its port serves health and metrics alone.
 
-    Ends with 1 where too many batches fail, since then the fault is ours and not theirs.
+    Exit codes: 0 it was told to stop, 1 it ended by itself and may be started again, 4 too many batches failed, so that
+    the fault is ours rather than theirs: started again it would set more of them aside. A supervisor that cannot tell 4
+    from 1 needs --stay.
     """
     with Output().reporting_errors():
         config = load_config(file=config_file, host=host, worker_port=port)
-        run(config, "worker", config.worker_port)
+        run(config, "worker", config.worker_port, stay=stay)
 
 
-def run(config: Config, role: Role, port: int) -> None:
-    """Serve until SIGTERM or SIGINT, then answer what is in flight and close. Raises what the start can raise."""
+class _End:
+    """Ends the server, or keeps it from starting where it is called before. From any thread, or by a signal."""
+
+    def __init__(self) -> None:
+        self.wanted = False
+        self.server: Server | None = None
+
+    def __call__(self, *_: object) -> None:
+        self.wanted = True
+        if self.server is not None:
+            self.server.should_exit = True
+
+
+def run(config: Config, role: Role, port: int, *, stay: bool = False) -> None:
+    """Serve until SIGTERM or SIGINT, then answer what is in flight and close. Raises what the start can raise.
+
+    `stay`: whether a worker that stopped for good waits for the signal, too.
+    """
     from sensorkeep.app.application import Application
     from sensorkeep.web.logs import configure_logging
 
     access_log = configure_logging(config.log_level, access_log=config.access_log)
-    for kind in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises what it caught once more when it is done
-        signal.signal(kind, lambda *_: None)
+    end = _End()
+    for kind in (signal.SIGTERM, signal.SIGINT):  # until uvicorn listens to them, and once more when it is done
+        signal.signal(kind, end)
     listener = _listen(config.host, port)
     application = Application(config, role=role)
     try:
         password = application.first_start()
-        application.start()
-        server = _server(application, access_log if config.access_log else None)
-        _greet(application, listener.getsockname()[1], password)
-        server.run(sockets=[listener])
         worker = application.worker
+        if role == "worker" and worker is not None:
+            worker.on_end = _end_of_worker(application, worker, end, stay=stay)
+        application.start()
+        end.server = server = _server(application, access_log if config.access_log else None)
+        if not end.wanted:
+            _greet(application, listener.getsockname()[1], password)
+            server.run(sockets=[listener])
         if role == "worker" and worker is not None and worker.stopped_because is not None:
             Output().note(f"the worker stopped: {worker.stopped_because}; the log has the details")
-            raise typer.Exit(ExitCode.SOME_REFUSED)
+            raise typer.Exit(ExitCode.STOPPED_FOR_GOOD if worker.stopped_for_good else ExitCode.SOME_REFUSED)
     finally:
         application.close()
         listener.close()
         access_log.flush()
+
+
+def _end_of_worker(application: Application, worker: WorkerThread, end: _End, *, stay: bool) -> Callable[[], None]:
+    """What is done when the worker of a process has ended."""
+
+    def ended() -> None:
+        if stay and worker.stopped_for_good:
+            application.system.backends.queue.close()  # so that what it had taken goes to others
+        else:
+            end()
+
+    return ended
 
 
 def _server(application: Application, access_log: Callable[[Access], None] | None) -> Server:
@@ -96,7 +138,7 @@ def _server(application: Application, access_log: Callable[[Access], None] | Non
     from sensorkeep.live.protocol import uvicorn_settings
     from sensorkeep.web.protocol import ExpressHttpProtocol
 
-    server = uvicorn.Server(
+    return uvicorn.Server(
         uvicorn.Config(
             application.asgi(access_log),
             http="auto" if application.role == "worker" else ExpressHttpProtocol,
@@ -112,13 +154,6 @@ def _server(application: Application, access_log: Callable[[Access], None] | Non
             **uvicorn_settings(),
         )
     )
-    if application.role == "worker" and application.worker is not None:
-
-        def end() -> None:
-            server.should_exit = True
-
-        application.worker.on_end = end
-    return server
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -21,7 +21,7 @@ import structlog
 from sensorkeep import limits
 from sensorkeep.catalog.base import BatchLedger, Inventory, LatestReadings, Settlement
 from sensorkeep.clock import MICROSECONDS, Clock
-from sensorkeep.errors import SensorkeepError, Unavailable
+from sensorkeep.errors import Corrupt, SensorkeepError, Unavailable
 from sensorkeep.metrics import Metrics
 from sensorkeep.model import Counts, DecodedBatch, Rejections
 from sensorkeep.pubsub.base import HURRY_CHANNEL, SETTLED_CHANNEL, PubSub
@@ -58,6 +58,10 @@ class _Dead(NamedTuple):
     deliveries: list[Delivery]
     why: str
     deaths: int = 0
+
+
+class _TooManyFailed(Exception):
+    """So many batches are given up that we are at fault rather than they: not one more."""
 
 
 class Worker:
@@ -105,7 +109,10 @@ class Worker:
         self.caught_up = threading.Event()
         """Set once the claims that waited at the start are settled."""
         self.stopped_because: str | None = None
-        """Set where the worker stopped by itself: too many claims failed."""
+        """Set where the worker stopped by itself: too many claims failed, or something that nobody foresaw did."""
+        self.stopped_for_good = False
+        """Whether it stopped because it set too much aside. Started again it would set more aside: first somebody must
+        look for the fault."""
         self.maintenance_failed_because: str | None = None
         """Why the last maintenance of the store failed, where it did."""
 
@@ -126,6 +133,7 @@ class Worker:
                 except Exception as error:
                     self._metrics.worker_failures.labels("internal").inc()
                     self.stopped_because = f"{type(error).__name__}: {error}"
+                    self.stopped_for_good = isinstance(error, Corrupt)
                     log.exception("worker_stopped")
         finally:
             unsubscribe()
@@ -139,18 +147,21 @@ class Worker:
     def round(self, wait_seconds: float = 0.0) -> int:
         """One round: write what waits, settle and maintain what is due. Returns the claims taken.
 
-        Raises Unavailable where a dependency failed; what was taken is given back then, and nothing is lost.
+        Raises Unavailable where a dependency failed; what was taken is given back then, and nothing is lost. Where too
+        much is given up, all but that is given back, too, and `stopped_because` is set: no round must follow.
         """
         self._record()
         deliveries = self._gather(wait_seconds)
         if deliveries:
             try:
                 self._write_watched(deliveries)
-            except BaseException:
+            except BaseException as error:
                 kept = [held.deliveries for held in self._held.values()] + [dead.deliveries for dead in self._dead]
                 tokens = {delivery.token for delivery in chain.from_iterable(kept)}
                 self._queue.release([delivery for delivery in deliveries if delivery.token not in tokens])
-                raise
+                if not isinstance(error, _TooManyFailed):
+                    raise
+                self._stop_for_good(str(error))
         self._settle(idle=not deliveries, urgent=any(d.claim.urgent for d in deliveries))
         self._record()
         if not deliveries and not self._held:
@@ -180,7 +191,8 @@ class Worker:
                     self._write(portion.deliveries)
             else:
                 why = f"{portion.deaths} processes ended while they wrote it"
-                self._dead.append(_Dead(portion.deliveries, why, portion.deaths))
+                self._give_up(portion.deliveries, why, portion.deaths)
+                _require_few_failures(self._outcomes)
 
     def _write(self, deliveries: Sequence[Delivery]) -> None:
         fresh = self._fresh(deliveries)
@@ -188,6 +200,7 @@ class Worker:
         loaded: list[tuple[Delivery, DecodedBatch]] = []
         skipped: list[Delivery] = []
         failed = 0
+        expected = self._outcomes.copy()  # with what is loaded taken for written
         for delivery in fresh:
             try:
                 batch = gathered.get(delivery.claim.batch_id) or self._loader.load(delivery.claim)
@@ -196,13 +209,17 @@ class Worker:
             except Unavailable:
                 raise
             except SensorkeepError as error:
-                self._give_up(delivery, error.detail)
+                self._give_up(self._taken[delivery.claim.batch_id], error.detail)
+                expected.append(False)
             except Exception as error:  # noqa: BLE001 - whatever it is, one bad batch must not hold up the others
                 failed = self._failed_alone(delivery, error)
                 if failed:  # it is tried again, and what comes after it waits for it
                     break
+                expected.append(False)
             else:
                 loaded.append((delivery, batch))
+                expected.append(True)
+            _require_few_failures(expected)
         if loaded:
             self._loader.offer_newest([batch for _, batch in loaded])
             failed += self._write_isolating(loaded)
@@ -249,7 +266,9 @@ class Worker:
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, one bad batch must not hold up the others
             if len(loaded) == 1:
-                return self._failed_alone(loaded[0][0], error)
+                failed = self._failed_alone(loaded[0][0], error)
+                _require_few_failures(self._outcomes)
+                return failed
             middle = len(loaded) // 2
             failed = self._write_isolating(loaded[:middle])
             return failed + len(loaded) - middle if failed else self._write_isolating(loaded[middle:])
@@ -271,11 +290,18 @@ class Worker:
         if failures < limits.CLAIM_ATTEMPTS_MAX:
             return 1
         del self._failures[batch_id]
-        self._give_up(delivery, f"the store refused it {failures} times: {type(error).__name__}")
+        self._give_up(self._taken[batch_id], f"the store refused it {failures} times: {type(error).__name__}")
         return 0
 
-    def _give_up(self, delivery: Delivery, why: str) -> None:
-        self._dead.append(_Dead(self._taken[delivery.claim.batch_id], why))
+    def _give_up(self, deliveries: list[Delivery], why: str, deaths: int = 0) -> None:
+        """Whoever calls it must then look whether there are few failures."""
+        self._dead.append(_Dead(deliveries, why, deaths))
+        self._outcomes.append(False)
+
+    def _stop_for_good(self, why: str) -> None:
+        self.stopped_because = why
+        self.stopped_for_good = True
+        log.critical("worker_stopped", reason=why)
 
     def _settle(self, *, idle: bool, urgent: bool) -> None:
         """Merge late readings when there is time, when somebody waits, and every few seconds under load."""
@@ -325,7 +351,7 @@ class Worker:
         return [(held, self._settled[batch_id]) for batch_id, held in settled]
 
     def _bury(self) -> None:
-        """Enter dead letters; too many of them mean that we are at fault, not the claims: stop loudly."""
+        """Enter dead letters."""
         if not self._dead:
             return
         dead = [(deliveries[0].claim, why) for deliveries, why, _ in self._dead]
@@ -334,14 +360,9 @@ class Worker:
         for claim, why in dead:
             log.error("dead_letter", batch_id=claim.batch_id, detail=why)
             self._metrics.readings_quarantined.labels("dead_letter").inc(claim.readings)
-        self._outcomes.extend([False] * len(dead))
         self._pubsub.publish(SETTLED_CHANNEL, msgspec.msgpack.encode([claim.batch_id for claim, _ in dead]))
         self._attempts.forget([dead.deliveries[0].claim.batch_id for dead in self._dead if dead.deaths])
         self._dead.clear()
-        failed = self._outcomes.count(False)
-        if failed >= limits.WORKER_FAILURES_MAX and 2 * failed > len(self._outcomes):
-            self.stopped_because = f"{failed} of the last {len(self._outcomes)} claims failed"
-            log.critical("worker_stopped", reason=self.stopped_because)
 
     def _maintain(self, *, idle: bool) -> None:
         now = self._clock.monotonic()
@@ -369,3 +390,10 @@ class Worker:
         self._metrics.readings_duplicate.inc(counts.duplicate)
         for rejection in rejections:
             self._metrics.readings_quarantined.labels(rejection.reason.value).inc()
+
+
+def _require_few_failures(outcomes: deque[bool]) -> None:
+    """Raises _TooManyFailed where the last claims mostly failed."""
+    failed = outcomes.count(False)
+    if failed >= limits.WORKER_FAILURES_MAX and 2 * failed > len(outcomes):
+        raise _TooManyFailed(f"{failed} of the last {len(outcomes)} claims failed")

@@ -1,0 +1,127 @@
+"""How the commands that run until they are told to stop end: by a signal, or because the worker ended."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import typer
+
+from sensorkeep.cli.output import ExitCode
+from sensorkeep.cli.serve import run
+from sensorkeep.config import Config
+
+WAIT_SECONDS = 20.0
+
+
+class FakeWorker:
+    """A worker that ends as the test says, at the moment it says."""
+
+    def __init__(self) -> None:
+        self.on_end: Callable[[], None] = lambda: None
+        self.stopped_because: str | None = None
+        self.stopped_for_good = False
+
+    def end(self, because: str, *, for_good: bool) -> None:
+        self.stopped_because, self.stopped_for_good = because, for_good
+        self.on_end()
+
+
+class FakeApplication:
+    """A worker's process without its services. It calls `on_start` and `on_serve` when it starts and when it serves."""
+
+    def __init__(self) -> None:
+        self.config = Config()
+        self.role = "worker"
+        self.gateway = None
+        self.worker = FakeWorker()
+        self.queue_closed = threading.Event()
+        self.system = SimpleNamespace(backends=SimpleNamespace(queue=SimpleNamespace(close=self.queue_closed.set)))
+        self.on_start: Callable[[], None] = lambda: None
+        self.on_serve: Callable[[], None] = lambda: None
+        self.closed = False
+
+    def first_start(self) -> None:
+        return None
+
+    def start(self) -> None:
+        self.on_start()
+
+    def places(self) -> list[tuple[str, str]]:
+        """What is asked last before it serves."""
+        threading.Thread(target=self.on_serve, daemon=True).start()
+        return []
+
+    def asgi(self, _: object) -> Any:
+        return lambda *_: None
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture
+def application(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeApplication]:
+    fake = FakeApplication()
+    monkeypatch.setattr("sensorkeep.app.application.Application", lambda *_, **__: fake)
+    kept = {kind: signal.getsignal(kind) for kind in (signal.SIGTERM, signal.SIGINT)}
+    yield fake
+    for kind, handler in kept.items():
+        signal.signal(kind, handler)
+    assert fake.closed
+
+
+def ends_with(*, stay: bool = False) -> int:
+    """The exit code of a worker's process."""
+    try:
+        run(Config(), "worker", 0, stay=stay)
+    except typer.Exit as ended:
+        return ended.exit_code
+    return 0
+
+
+@pytest.mark.parametrize(
+    ("for_good", "code"), [(True, ExitCode.STOPPED_FOR_GOOD), (False, ExitCode.SOME_REFUSED)], ids=["good", "now"]
+)
+def test_a_worker_that_stops_by_itself_ends_its_process_and_the_code_says_whether_to_start_it_again(
+    application: FakeApplication, for_good: bool, code: int
+) -> None:
+    application.on_serve = lambda: application.worker.end("20 failed", for_good=for_good)
+    assert ends_with() == code
+
+
+def test_a_worker_that_stays_lets_its_claims_go_and_ends_when_it_is_told_to(application: FakeApplication) -> None:
+    def stop_it_then() -> None:
+        application.worker.end("20 failed", for_good=True)
+        assert application.queue_closed.wait(WAIT_SECONDS)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    application.on_serve = stop_it_then
+    assert ends_with(stay=True) == ExitCode.STOPPED_FOR_GOOD
+    assert application.queue_closed.is_set()
+
+
+def test_a_worker_that_stays_is_ended_by_what_a_new_start_may_heal(application: FakeApplication) -> None:
+    application.on_serve = lambda: application.worker.end("a bug", for_good=False)
+    assert ends_with(stay=True) == ExitCode.SOME_REFUSED
+    assert not application.queue_closed.is_set()
+
+
+def test_a_worker_that_ends_while_the_process_starts_ends_it(application: FakeApplication) -> None:
+    application.on_start = lambda: application.worker.end("a bug", for_good=False)
+    assert ends_with() == ExitCode.SOME_REFUSED
+
+
+@pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT], ids=lambda kind: kind.name)
+def test_a_signal_during_the_start_ends_the_process_before_it_serves(
+    application: FakeApplication, kind: signal.Signals
+) -> None:
+    served = threading.Event()
+    application.on_start = lambda: os.kill(os.getpid(), kind)
+    application.on_serve = served.set
+    assert ends_with() == 0
+    assert not served.is_set()
