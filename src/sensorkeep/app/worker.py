@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
+import structlog
+
 from sensorkeep.app.system import System
 from sensorkeep.decode.handoff import Handoff
 from sensorkeep.errors import SensorkeepError
@@ -14,6 +16,8 @@ from sensorkeep.worker.housekeeping import Housekeeper
 from sensorkeep.worker.load import Loader
 from sensorkeep.worker.loop import Worker, WorkerSettings
 
+log = structlog.get_logger(__name__)
+
 
 class WorkerThread:
     """A worker on a thread of its own."""
@@ -22,6 +26,7 @@ class WorkerThread:
         self._ledger = system.ledger
         self._worker = _make_worker(system, handoff)
         self._thread = threading.Thread(target=self._run, name="worker", daemon=True)
+        self._ended_by: BaseException | None = None
         self.on_end: Callable[[], None] = lambda: None
         """Called on the worker's thread when it has ended, by itself or because it was told to."""
 
@@ -39,6 +44,8 @@ class WorkerThread:
     @property
     def stopped_because(self) -> str | None:
         """Why it stopped by itself; None where it did not."""
+        if self._ended_by is not None:
+            return f"{type(self._ended_by).__name__}: {self._ended_by}"
         return self._worker.stopped_because
 
     @property
@@ -49,8 +56,8 @@ class WorkerThread:
     def check(self) -> Figures:
         """Raises where it does not work; else how many readings wait for it."""
         worker = self._worker
-        if worker.stopped_because is not None:
-            raise SensorkeepError(f"the worker stopped: {worker.stopped_because}; the log has the details")
+        if self.stopped_because is not None:
+            raise SensorkeepError(f"the worker stopped: {self.stopped_because}; the log has the details")
         if self._thread.ident is not None and not self._thread.is_alive():
             raise SensorkeepError("the worker has ended; restart the process")
         if worker.maintenance_failed_because is not None:
@@ -60,6 +67,9 @@ class WorkerThread:
     def _run(self) -> None:
         try:
             self._worker.run()
+        except BaseException as error:  # the panic of a driver is no Exception
+            log.exception("worker_ended")
+            self._ended_by = error
         finally:
             self.on_end()
 
