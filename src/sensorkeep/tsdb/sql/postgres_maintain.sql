@@ -140,4 +140,5 @@ WHERE proc_name = 'policy_refresh_continuous_aggregate' AND aggregate.user_view_
 ORDER BY 1
 
 -- name: day_is_rolled
-SELECT coalesce(rolled_until >= %(end)s, false) FROM marks
+-- Or made for some of its sensors: of the others it is made later, from what is there then.
+SELECT coalesce(rolled_until >= %(end)s OR rolled_series > 0, false) FROM marks

@@ -1,0 +1,79 @@
+"""How the store on PostgreSQL keeps itself: in steps that any of many workers takes, beside all others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import psycopg
+import pytest
+from tsdb_world import NOON_US, SHARED, UUIDS, buckets, postgres_database, write_of
+
+from sensorkeep.clock import HOUR_US, MINUTE_US, ManualClock
+from sensorkeep.tsdb.base import Period, Write
+from sensorkeep.tsdb.postgres import PostgresStore, maintenance
+
+PERIODS: tuple[Period, Period] = ("hour", "day")
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock(NOON_US)
+
+
+@pytest.fixture(params=SHARED)
+def url(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A database with the tables of the store."""
+    with postgres_database(request.param) as made:
+        yield made
+
+
+@pytest.fixture
+def opening(url: str, clock: ManualClock) -> Iterator[Callable[..., PostgresStore]]:
+    """Opens the store, as often as asked: as several processes do."""
+    stores: list[PostgresStore] = []
+
+    def open_one(raw_retention_days: int = 30) -> PostgresStore:
+        stores.append(PostgresStore(url, clock=clock, raw_retention_days=raw_retention_days))
+        return stores[-1]
+
+    yield open_one
+    for store in stores:
+        store.close()
+
+
+def query(url: str, sql: str) -> list[tuple[object, ...]]:
+    """What the database itself says."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        return connection.execute(sql).fetchall()
+
+
+def keep_house(store: PostgresStore, clock: ManualClock, times: int = 5) -> None:
+    for _ in range(times):
+        store.maintain(clock.now_us())
+
+
+def hourly(batch_id: str, hours: range, value: float = 1.0) -> Write:
+    """A reading an hour of each sensor."""
+    return write_of(batch_id, *[(sensor, NOON_US + hour * HOUR_US, value) for sensor in range(4) for hour in hours])
+
+
+def test_a_late_reading_is_in_the_day_that_is_rolled_up_in_parts(
+    opening: Callable[..., PostgresStore], url: str, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a sensor whose day is made, while that of others is not."""
+    monkeypatch.setattr(maintenance, "_STEPS_MAX", 1)
+    monkeypatch.setattr("sensorkeep.tsdb.postgres.rolling._SERIES_FIRST", 1)
+    monkeypatch.setattr("sensorkeep.tsdb.postgres.rolling._SERIES_MAX", 1)
+    store = opening()
+    store.write([hourly("a", range(30))])
+    made_first = min(range(4), key=UUIDS.__getitem__)  # sensors that come together are numbered in this order
+    late = 0
+    for _ in range(60):
+        store.maintain(clock.now_us())
+        if query(url, "SELECT rolled_series FROM telemetry.marks") == [(1,)]:
+            late += 1
+            store.write([write_of(f"late-{late}", (made_first, NOON_US + late * MINUTE_US, 10.0))])
+    assert query(url, "SELECT rolled_until >= '2026-02-18', (SELECT count(*) FROM telemetry.dirty) FROM telemetry.marks"
+                 ) == [(True, 0)]  # fmt: skip
+    for period in PERIODS:
+        assert sum(row["sum"] for row in buckets(store, period)) == 120.0 + 10.0 * late
