@@ -62,6 +62,9 @@ class Metrics:
         self.ws_clients = Gauge("sensorkeep_ws_clients", "Open WebSockets.", registry=r)
         self.ws_messages = Counter("sensorkeep_ws_messages", "Live messages handed to clients.", registry=r)
         self.ws_dropped = Counter("sensorkeep_ws_dropped", "Live messages dropped for slow clients.", registry=r)
+        self.pubsub_dropped = Counter(
+            "sensorkeep_pubsub_dropped", "Messages to other processes that Valkey did not take.", registry=r
+        )
         self.disk_bytes = Gauge("sensorkeep_disk_bytes", "Bytes on disk.", ["part"], registry=r)
         self.disk_free_bytes = Gauge(
             "sensorkeep_disk_free_bytes", "Free bytes of the data directory's file system.", registry=r

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from sensorkeep.metrics import Metrics
 from sensorkeep.pubsub.valkey import ValkeyPubSub
 from sensorkeep.valkey import Valkey
 from services import VALKEY_URL, address, new_name
@@ -32,9 +33,9 @@ class Listener:
             return self.heard
 
 
-def valkey_pubsub(prefix: str | None = None, url: str | None = None) -> ValkeyPubSub:
+def valkey_pubsub(prefix: str | None = None, url: str | None = None, metrics: Metrics | None = None) -> ValkeyPubSub:
     """One process of an installation of its own, or of that with the `prefix`."""
-    return ValkeyPubSub(Valkey(url or address(VALKEY_URL), prefix=prefix or new_name("test")))
+    return ValkeyPubSub(Valkey(url or address(VALKEY_URL), prefix=prefix or new_name("test")), metrics)
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = DEADLINE_SECONDS) -> None:

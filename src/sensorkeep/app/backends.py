@@ -18,6 +18,7 @@ from sensorkeep.clock import Clock
 from sensorkeep.config import Config
 from sensorkeep.data_dir import DataDir
 from sensorkeep.errors import BadConfig
+from sensorkeep.metrics import Metrics
 from sensorkeep.object_store.base import ObjectStore
 from sensorkeep.object_store.filesystem import FilesystemObjectStore
 from sensorkeep.pubsub.base import PubSub
@@ -62,7 +63,7 @@ class Backends:
             self.data_dir.close()
 
 
-def open_backends(config: Config, role: Role, clock: Clock) -> Backends:
+def open_backends(config: Config, role: Role, clock: Clock, metrics: Metrics | None = None) -> Backends:
     """Open what the URLs of the settings name. Raises BadConfig, Corrupt, DataDirInUse, Unavailable."""
     if role != "serve":
         _refuse_embedded(config, role)
@@ -78,7 +79,7 @@ def open_backends(config: Config, role: Role, clock: Clock) -> Backends:
         opened.callback(object_store.close)
         store = open_store(config, clock)
         opened.callback(store.close)
-        pubsub, valkey = open_pubsub(config)
+        pubsub, valkey = open_pubsub(config, metrics)
         opened.callback(pubsub.close)
         queue = open_queue(config, clock, consume=role != "gateway")
         opened.pop_all()
@@ -166,14 +167,14 @@ def _kafka_security(config: Config) -> dict[str, str]:
     return settings
 
 
-def open_pubsub(config: Config) -> tuple[PubSub, Valkey | None]:
+def open_pubsub(config: Config, metrics: Metrics | None = None) -> tuple[PubSub, Valkey | None]:
     """Publish/subscribe, and the Valkey behind it where processes share one."""
     if is_embedded(config, "pubsub_url"):
         return MemoryPubSub(), None
     from sensorkeep.pubsub.valkey import ValkeyPubSub
 
     valkey = Valkey(config.pubsub_url, prefix=config.pubsub_prefix)
-    return ValkeyPubSub(valkey), valkey
+    return ValkeyPubSub(valkey, metrics), valkey
 
 
 def _refuse_embedded(config: Config, role: Role) -> None:

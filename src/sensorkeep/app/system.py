@@ -28,7 +28,7 @@ class System:
         self.clock = clock or SystemClock()
         self.ids = IdSource(self.clock)
         self.metrics = Metrics()
-        self.backends = open_backends(config, role, self.clock)
+        self.backends = open_backends(config, role, self.clock, self.metrics)
         database = self.backends.database
         self.accounts = CatalogAccounts(database, self.clock)
         self.registry = CatalogRegistry(database)

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 
 from sensorkeep.errors import Unavailable
+from sensorkeep.metrics import Metrics
 from sensorkeep.pubsub.base import Unsubscribe
 from sensorkeep.pubsub.memory import MemoryPubSub
 from sensorkeep.pubsub.valkey_sender import Sender
@@ -23,24 +24,20 @@ class ValkeyPubSub:
     of its publisher, who ignores what comes back to it. So each subscriber hears a message once, and while Valkey is
     down each process still hears itself.
 
-    Other processes lose what is published while Valkey is down, or faster than it takes it (the oldest first).
+    Other processes lose what is published while Valkey is down, or faster than it takes it (the oldest first); the
+    metric `pubsub_dropped` counts it.
     """
 
-    def __init__(self, valkey: Valkey) -> None:
+    def __init__(self, valkey: Valkey, metrics: Metrics | None = None) -> None:
         self._valkey = valkey
         self._id = secrets.token_bytes(_ID_BYTES)
         self._local = MemoryPubSub()
         self._lock = threading.Lock()
         self._subscriptions: dict[str, int] = {}
         self._closed = False
-        self._sender = Sender(valkey)
+        self._sender = Sender(valkey, metrics or Metrics())
         self._subscriber = Subscriber(valkey, self._sender, self._on_message)
         self._subscriber.wait_for_first_try()
-
-    @property
-    def dropped(self) -> int:
-        """Messages that other processes lost, since the start."""
-        return self._sender.dropped
 
     def publish(self, channel: str, message: bytes) -> None:
         self._local.publish(channel, message)

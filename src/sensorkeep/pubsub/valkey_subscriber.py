@@ -78,7 +78,7 @@ class Subscriber:
         self._thread.join(PUBSUB_CLOSE_SECONDS)
 
     def _wake(self) -> None:
-        self._sender.put(self._wake_channel, b"")
+        self._sender.put(self._wake_channel, b"", published=False)
 
     def _run(self) -> None:
         pause = PUBSUB_RECONNECT_SECONDS_FIRST
