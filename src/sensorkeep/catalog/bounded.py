@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from sensorkeep.errors import Unavailable
 from sensorkeep.limits import CATALOG_AFTERTHOUGHT_SECONDS_MAX
@@ -20,7 +20,7 @@ class Bounded:
 
     def __init__(self, name: str) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
-        self._late: Future[object] | None = None
+        self._late: Future[Any] | None = None
 
     def run(self, work: Callable[[], Result]) -> Result:
         """What `work` returns. Raises what it raises, and Unavailable where it takes longer than
