@@ -30,6 +30,13 @@ def ddl(connection: sa.Connection) -> dict[str, str]:
     return {name: " ".join(sql.split()) for name, sql in rows if name != "alembic_version"}
 
 
+def version_table(connection: sa.Connection) -> tuple[str, list[str]]:
+    """How the table of the revision is made, and what it holds."""
+    made = connection.exec_driver_sql("SELECT sql FROM sqlite_master WHERE name = 'alembic_version'").scalar_one()
+    held = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalars()
+    return " ".join(made.split()), list(held)
+
+
 def test_head_is_the_newest_revision_in_one_line_of_descent() -> None:
     config = Config()
     config.set_main_option("script_location", "sensorkeep.catalog:migrations")
@@ -37,11 +44,14 @@ def test_head_is_the_newest_revision_in_one_line_of_descent() -> None:
 
 
 def test_migrated_tables_equal_tables_made_from_the_code(empty: Database) -> None:
-    migrate(empty)
+    with empty.write() as connection:
+        migration.upgrade(connection, migration.HEAD)
+        by_alembic = version_table(connection)
     made = open_database("sqlite://", schema="ignore")
     with made.write() as connection:
-        METADATA.create_all(connection)
+        migration.upgrade(connection)
         from_code = ddl(connection)
+        assert version_table(connection) == by_alembic
     with empty.read() as connection:
         assert compare_metadata(MigrationContext.configure(connection, opts={"compare_type": True}), METADATA) == []
         assert ddl(connection) == from_code

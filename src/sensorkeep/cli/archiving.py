@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sensorkeep.archive.files import Archive
 from sensorkeep.archive.layout import Manifest
 from sensorkeep.cli.output import Output
 from sensorkeep.clock import MICROSECONDS, Clock, SystemClock
@@ -30,6 +29,7 @@ def import_archive(config: Config, directory: Path, output: Output) -> None:
     """Bring the archive into the empty installation of the settings. Raises as `open_installation`,
     `import_everything`."""
     from sensorkeep.app.archive import open_installation
+    from sensorkeep.archive.files import Archive
     from sensorkeep.archive.importing import import_everything
 
     clock = SystemClock()

@@ -15,7 +15,6 @@ from typing import Any, BinaryIO, Literal, Protocol
 
 import msgspec
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from sensorkeep.errors import Conflict, InvalidInput
 
@@ -163,6 +162,8 @@ class _ArrowWriter:
         self._schema = schema
         self._writer: Any
         if file_format == "parquet":
+            import pyarrow.parquet as pq  # 6 MiB that a server need not pay
+
             self._writer = pq.ParquetWriter(stream, schema, compression="zstd")
         else:
             options = pa.ipc.IpcWriteOptions(compression="zstd")
