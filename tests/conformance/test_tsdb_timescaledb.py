@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import psycopg
 import pytest
+from structlog.testing import capture_logs
 from tsdb_world import (
     FOREVER_US,
     MANY,
@@ -28,6 +31,7 @@ pytestmark = [pytest.mark.distributed, pytest.mark.timescaledb]
 
 PERIODS: tuple[Period, Period] = ("hour", "day")
 DAY = NOON_US // DAY_US
+DEADLINE_SECONDS = 60.0
 REFRESH = "CALL refresh_continuous_aggregate('telemetry.telemetry_{}', NULL, NULL)"
 
 
@@ -58,10 +62,17 @@ def run(url: str, sql: str) -> list[tuple[Any, ...]]:
         return done.fetchall() if done.description else []
 
 
-def run_policies(url: str) -> None:
-    """All jobs, as the scheduler does at any time."""
-    for (job,) in run(url, "SELECT job_id FROM timescaledb_information.jobs WHERE job_id >= 1000"):
-        run(url, f"CALL run_job({job})")
+def refresh_all(url: str) -> None:
+    """As somebody does by hand, at any time."""
+    for name in ("hourly", "daily"):
+        run(url, REFRESH.format(name))
+
+
+def add_policy(url: str) -> None:
+    """As somebody does by hand; it does not run by itself."""
+    added = run(url, "SELECT add_continuous_aggregate_policy('telemetry.telemetry_daily', INTERVAL '7 days',"
+                     " INTERVAL '0 hours', INTERVAL '1 hour')")  # fmt: skip
+    run(url, f"SELECT alter_job({added[0][0]}, scheduled => false)")
 
 
 def keep_house(store: PostgresStore, clock: ManualClock, times: int = 5) -> None:
@@ -89,34 +100,23 @@ def test_it_is_laid_out_as_documented(url: str) -> None:
         f"SELECT view_name, materialized_only FROM {information}.continuous_aggregates"
         " WHERE view_schema = 'telemetry' ORDER BY 1",
     ) == [("telemetry_daily", True), ("telemetry_hourly", True)]
-    jobs = run(
-        url,
-        "SELECT proc_name, extract(epoch FROM schedule_interval)::INTEGER, config ->> 'start_offset',"
-        f" config ->> 'end_offset', config ->> 'compress_after' FROM {information}.jobs WHERE job_id >= 1000"
-        " ORDER BY job_id",
-    )
-    assert jobs[:2] == [
-        ("policy_refresh_continuous_aggregate", 1800, "04:00:00", "01:00:00", None),
-        ("policy_refresh_continuous_aggregate", 7200, "2 days", "00:00:00", None),
-    ]
-    assert [(name, after) for name, *_, after in jobs[2:]] == [("policy_compression", "4 days")]
+    jobs = f"SELECT proc_name, config ->> 'compress_after' FROM {information}.jobs WHERE job_id >= 1000"
+    assert run(url, jobs) == [("policy_compression", "4 days")]
     unique = "SELECT indexdef FROM pg_indexes WHERE schemaname = 'telemetry' AND indexname = 'readings_series_time'"
     assert run(url, unique)[0][0].startswith("CREATE UNIQUE INDEX")
 
 
-def test_policies_that_run_at_any_time_change_no_answer(store: PostgresStore, url: str, clock: ManualClock) -> None:
-    run(url, "SELECT alter_job(job_id, config => config || '{\"start_offset\": null}')"
-             " FROM timescaledb_information.jobs WHERE proc_name = 'policy_refresh_continuous_aggregate'")  # fmt: skip
+def test_refreshes_of_others_at_any_time_change_no_answer(store: PostgresStore, url: str, clock: ManualClock) -> None:
     rows = [(sensor, NOON_US + i * 50 * MINUTE_US, float(i)) for sensor in range(2) for i in range(100)]
     for turn in range(5):
         part = rows[turn::5]
         store.write([write_of(f"part-{turn}", *part)])
         before = answers(store)
-        run_policies(url)
+        refresh_all(url)
         assert answers(store) == before
         store.write([write_of(f"corrected-{turn}", (0, part[3][1], -1.0), (1, part[0][1] + 1, 7.0))])
         before = answers(store)
-        run_policies(url)
+        refresh_all(url)
         assert answers(store) == before
         keep_house(store, clock, 2)
         assert answers(store) == before
@@ -202,22 +202,109 @@ def test_no_refresh_erases_what_is_kept_of_sealed_days(store: PostgresStore, url
     assert run(url, "SELECT min(time) FROM telemetry.readings")[0][0].timestamp() * 1e6 == NOON_US + 9 * DAY_US
     for name in ("hourly", "daily"):
         assert run(url, f"SELECT count(*) FROM telemetry.telemetry_{name}") == [(0,)], "its chunk went with the raw"
-        run(url, REFRESH.format(name))
-    run_policies(url)
+    refresh_all(url)
     keep_house(store, clock)
     assert [buckets(store, period) for period in PERIODS] == before
 
 
-@pytest.mark.parametrize("offset", ['"10 days"', "null"])
-def test_a_policy_that_reaches_back_to_where_raw_is_gone_is_refused(url: str, clock: ManualClock, offset: str) -> None:
-    run(url, f"SELECT alter_job(job_id, config => config || '{{\"start_offset\": {offset}}}')"
-             " FROM timescaledb_information.jobs WHERE hypertable_name = 'telemetry_daily'")  # fmt: skip
-    with pytest.raises(BadConfig, match="telemetry_daily reaches"):
-        PostgresStore(url, clock=clock, raw_retention_days=2)
-    with pytest.raises(BadConfig, match="SENSORKEEP_RAW_RETENTION_DAYS"):
+def test_a_refresh_policy_is_refused_at_the_start(url: str, clock: ManualClock) -> None:
+    add_policy(url)
+    for days in (0, 2, 30):
+        with pytest.raises(BadConfig, match=r"remove_continuous_aggregate_policy\('telemetry.telemetry_daily'\)"):
+            PostgresStore(url, clock=clock, raw_retention_days=days)
+    with pytest.raises(BadConfig, match="telemetry_daily has a refresh policy"):
         migration.upgrade(url, 2)
-    for days in (0, *([30] if offset != "null" else [])):
-        PostgresStore(url, clock=clock, raw_retention_days=days).close()
+    run(url, "SELECT remove_continuous_aggregate_policy('telemetry.telemetry_daily')")
+    PostgresStore(url, clock=clock, raw_retention_days=2).close()
+
+
+def test_a_refresh_policy_that_is_added_later_is_told(store: PostgresStore, url: str, clock: ManualClock) -> None:
+    with capture_logs() as told:
+        keep_house(store, clock)
+    assert told == []
+    add_policy(url)
+    clock.advance(1800)
+    with capture_logs() as told:
+        keep_house(store, clock)
+    assert [(entry["event"], entry["aggregate"]) for entry in told] == [
+        ("tsdb_refresh_policy", "telemetry.telemetry_daily")
+    ]
+
+
+def test_people_find_hours_and_days_as_early_as_with_policies(
+    store: PostgresStore, url: str, clock: ManualClock
+) -> None:
+    """Hours up to one hour ago every 30 minutes, days every 2 hours; whatever is rolled up."""
+    hours = "SELECT max(time) AT TIME ZONE 'UTC' FROM telemetry.telemetry_hourly"
+    days = "SELECT sum(count) FROM telemetry.telemetry_daily"
+
+    def found() -> tuple[int, int | None]:
+        ((newest,),), ((count,),) = run(url, hours), run(url, days)
+        return newest.hour, count and int(count)
+
+    seen = []
+    for turn in range(13):
+        yesterday = (0, NOON_US - DAY_US + turn * MINUTE_US, 1.0)
+        store.write(
+            [write_of(f"turn-{turn}", *[(0, clock.now_us() - i * 600_000_000, 1.0) for i in range(12)], yesterday)]
+        )
+        keep_house(store, clock, 2)
+        seen.append(found())
+        clock.advance(15 * 60)
+    # At 12:00, 12:15, ...: the whole hours that ended an hour ago.
+    assert [hour for hour, _ in seen] == [10, 10, 10, 10, 11, 11, 11, 11, 12, 12, 12, 12, 13]
+    counts = [count or 0 for _, count in seen]
+    assert max(counts[:8]) < 8, "what else makes days does it twice a day"
+    assert counts[8:] == [9] * 5
+
+
+def test_buckets_that_two_refreshes_at_once_left_twice_are_made_anew(
+    store: PostgresStore, url: str, clock: ManualClock
+) -> None:
+    """Another refresh is in the middle when the worker's begins, and ends before it: each inserts what it has made."""
+    clock.advance(40 * 3600)
+    store.write([write_of("a", *[(sensor, NOON_US, 1.0) for sensor in range(4)], (0, clock.now_us(), 1.0))])
+    keep_house(store, clock)
+    run(
+        url,
+        """
+        CREATE OR REPLACE FUNCTION telemetry.half(value DOUBLE PRECISION) RETURNS DOUBLE PRECISION
+        LANGUAGE plpgsql AS $$
+        BEGIN
+            IF current_setting('application_name') = 'somebody' THEN
+                PERFORM pg_advisory_xact_lock_shared(1, 1);
+            END IF;
+            RETURN value * 0.5;
+        END $$
+    """,
+    )
+    store.write([write_of("b", (0, NOON_US + 1, 1.0))])
+    with psycopg.connect(url, autocommit=True) as holding:
+        holding.execute("SELECT pg_advisory_lock(1, 1)")
+        somebody = threading.Thread(target=lambda: run(f"{url}?application_name=somebody", REFRESH.format("daily")))
+        somebody.start()
+        wait_for_locks(url, 1)
+        store.write([write_of("c", (1, NOON_US + 1, 1.0))])
+        worker = threading.Thread(target=lambda: keep_house(store, clock))
+        worker.start()
+        wait_for_locks(url, 2)
+        holding.execute("SELECT pg_advisory_unlock(1, 1)")
+        for thread in (somebody, worker):
+            thread.join(DEADLINE_SECONDS)
+            assert not thread.is_alive()
+    keep_house(store, clock)
+    assert run(url, "SELECT count(*) FROM telemetry.dirty") == [(0,)]
+    for period in PERIODS:
+        assert [row["count"] for row in buckets(store, period)] == [2, 2, 1, 1, 1]
+
+
+def wait_for_locks(url: str, count: int) -> None:
+    """Until so many sessions wait for others."""
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while run(url, waiting) < [(count,)]:
+        assert time.monotonic() < deadline, "nobody waits"
+        time.sleep(0.01)
 
 
 def test_a_store_whose_extension_is_gone_is_refused(url: str, clock: ManualClock) -> None:

@@ -67,6 +67,7 @@ class Maintenance:
             for _ in range(_STEPS_MAX):
                 if not self._step(now_us) or self._clock.monotonic() - began >= POSTGRES_MAINTAIN_SECONDS:
                     break
+            self._buckets.show(now_us)
             self._prune(now_us)
 
     @contextmanager

@@ -34,9 +34,8 @@ WHERE extname = 'timescaledb'
 def upgrade(url: str, raw_retention_days: int) -> None:
     """Bring the tables to this version. Idempotent; two at a time wait for each other.
 
-    Where TimescaleDB can be had, a new store is made on it; a store stays on what it was made on. Raises BadConfig
-    (also where `raw_retention_days`, 0 for ever, is less than the extension's own refresh reaches back) and
-    Unavailable.
+    Where TimescaleDB can be had, a new store is made on it; a store stays on what it was made on. Nothing here depends
+    on `raw_retention_days`. Raises BadConfig and Unavailable.
     """
     engine = Engine(url)
     try:
@@ -49,7 +48,7 @@ def upgrade(url: str, raw_retention_days: int) -> None:
             finally:
                 if not session.closed:
                     session.execute(_UNLOCK)
-        require_head(engine, raw_retention_days)
+        require_head(engine)
     except SensorkeepError as error:
         raise _at_start(error) from error
     finally:
@@ -68,11 +67,11 @@ def status(url: str) -> tuple[str | None, str]:
         engine.close()
 
 
-def require_head(engine: Engine, raw_retention_days: int) -> str | None:
+def require_head(engine: Engine) -> str | None:
     """The schema that TimescaleDB is in, None where the store is without it.
 
-    Raises BadConfig where the tables are not at this version, the extension that they were made with is gone, or its
-    policies reach back to where raw may be gone; Unavailable where the server cannot be reached.
+    Raises BadConfig where the tables are not at this version, the extension that they were made with is gone, or
+    somebody added a refresh policy; Unavailable where the server cannot be reached.
     """
     try:
         with engine.session() as session:
@@ -88,7 +87,7 @@ def require_head(engine: Engine, raw_retention_days: int) -> str | None:
             extension = _extension(session)
             if extension is None:
                 raise BadConfig("the time series store was made on TimescaleDB, which is no longer in its database")
-            _require_short_windows(session, raw_retention_days)
+            _require_no_policies(session)
             return extension[0]
     except SensorkeepError as error:
         raise _at_start(error) from error
@@ -195,16 +194,10 @@ def _setting(session: Session, name: str) -> str | None:
     return None if value is None else str(value)
 
 
-def _require_short_windows(session: Session, raw_retention_days: int) -> None:
-    """Refuse policies that refresh what raw may be gone of. (Of a sealed day the rollups are kept elsewhere, so that
-    even such a refresh would not erase any; but it could only do harm.)"""
-    if raw_retention_days == 0:
-        return
-    for name, days in session.execute(statement("refresh_windows")).fetchall():
-        # A day goes when all of it is past the retention.
-        if days is None or days > raw_retention_days + 1:
-            reach = "to the beginning" if days is None else f"{days:g} days back"
-            raise BadConfig(
-                f"the refresh policy of telemetry.{name} reaches {reach}, but SENSORKEEP_RAW_RETENTION_DAYS is"
-                f" {raw_retention_days}: shorten its start_offset with alter_job, or keep raw longer"
-            )
+def _require_no_policies(session: Session) -> None:
+    """Refuse refreshes of others: one at the same time as ours may leave buckets twice."""
+    for (name,) in session.execute(statement("refresh_policies")).fetchall():
+        raise BadConfig(
+            f"telemetry.{name} has a refresh policy, and a refresh beside those of the worker may leave buckets twice;"
+            f" run: SELECT remove_continuous_aggregate_policy('telemetry.{name}')"
+        )

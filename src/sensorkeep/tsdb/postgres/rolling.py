@@ -5,16 +5,19 @@ from __future__ import annotations
 from typing import Any, LiteralString, NamedTuple, Protocol
 
 import numpy as np
+import structlog
 
 from sensorkeep.clock import DAY_US, HOUR_US, MICROSECONDS, Clock
 from sensorkeep.limits import POSTGRES_REFRESH_SECONDS, POSTGRES_REFRESH_SECONDS_MAX, POSTGRES_STEP_SECONDS
 from sensorkeep.rollup import day_start
 from sensorkeep.tsdb.base import Period
 from sensorkeep.tsdb.postgres.engine import Engine, Session
-from sensorkeep.tsdb.postgres.reading import PERCENTILES, aggregate
+from sensorkeep.tsdb.postgres.reading import PERCENTILES, PERIOD_US, aggregate
 from sensorkeep.tsdb.postgres.statements import statement
 from sensorkeep.tsdb.postgres.times import moment
 from sensorkeep.tsdb.readings import Integers
+
+log = structlog.get_logger(__name__)
 
 _REDO_PAUSE = 9.0
 """Pause after redoing a day's changed buckets, as a multiple of the time it took: under load, late readings touch every
@@ -54,6 +57,10 @@ class Buckets(Protocol):
 
     def confirm_day(self, day: int) -> bool:
         """Make sure that what is stored of the unmarked day is all of it; False where that cannot be told now."""
+        ...
+
+    def show(self, now_us: int) -> None:
+        """Now and then, make the newest buckets too, for people who look at them; reads compute these from raw."""
         ...
 
 
@@ -123,6 +130,9 @@ class Tables:
         """See Buckets."""
         return True
 
+    def show(self, now_us: int) -> None:
+        """See Buckets. They come with the others."""
+
 
 class Aggregates:
     """Buckets in TimescaleDB's continuous aggregates: of all sensors at once, and a day at most in one step."""
@@ -172,28 +182,47 @@ class Aggregates:
         span = day * DAY_US, (day + 1) * DAY_US
         return self._refresh("hour", *span, everything=True) and self._refresh("day", *span, everything=True)
 
-    def _refresh(self, period: Period, start_us: int, end_us: int, *, everything: bool = False) -> bool:
-        """Refresh what changed (or everything) of [start, end); whether all of it is in.
+    def show(self, now_us: int) -> None:
+        """See Buckets. As often and as far as the older program's policies did."""
+        since = {period: moment(now_us - window.every_us) for period, window in _SHOWN.items()}
+        with self._engine.session() as session:
+            (lately,) = session.execute(statement("shown_lately"), since | {"now": moment(now_us)}).fetchall()
+            if not lately[0]:
+                for (name,) in session.execute(statement("refresh_policies")).fetchall():
+                    log.warning(
+                        "tsdb_refresh_policy", aggregate=f"telemetry.{name}", detail="may double buckets: remove it"
+                    )
+        for (period, window), shown in zip(_SHOWN.items(), lately, strict=True):
+            length_us = PERIOD_US[period]
+            start_us = -((window.from_us - now_us) // length_us) * length_us
+            end_us = (now_us - window.until_us) // length_us * length_us
+            if not shown and self._refresh(period, start_us, end_us):
+                with self._engine.session() as session:
+                    session.execute(statement("note_shown", period=period), {"now": moment(now_us)})
 
-        The extension leaves out what somebody else, a policy, is refreshing at that moment, and returns before that
-        is in.
+    def _refresh(self, period: Period, start_us: int, end_us: int, *, everything: bool = False) -> bool:
+        """Refresh what changed (or everything) of [start, end); whether all of it is in, and once.
+
+        The extension leaves out what somebody else is refreshing at that moment, and returns before that is in. Where
+        both deleted and inserted the same, it is there twice, once the other one is committed: then it is made anew.
         """
         name = _NAMES[period]
         bounds = {"start": moment(start_us), "end": moment(end_us)}
-        sql = statement("refresh_all" if everything else "refresh", extension=self._extension, aggregate=name)
         with self._engine.session(POSTGRES_REFRESH_SECONDS_MAX) as session:
-            session.execute(_LONGER)
-            try:
-                session.execute(sql, bounds)
-            finally:
-                if not session.closed:
-                    session.execute("RESET statement_timeout")
-            ((has_ranges,),) = session.execute(statement("has_ranges")).fetchall()
-            if not has_ranges:
-                return True
-            window = {"aggregate": name, "start_us": start_us, "end_us": end_us}
-            ((pending,),) = session.execute(statement("pending_ranges"), window).fetchall()
-        return not pending
+            for forced in (everything, True):
+                sql = statement("refresh_all" if forced else "refresh", extension=self._extension, aggregate=name)
+                session.execute(_LONGER)
+                try:
+                    session.execute(sql, bounds)
+                finally:
+                    if not session.closed:
+                        session.execute("RESET statement_timeout")
+                if _is_pending(session, name, start_us, end_us):
+                    return False
+                ((twice,),) = session.execute(statement("twice", aggregate=name), bounds).fetchall()
+                if not twice:
+                    return True
+        return False
 
 
 class _Turn(NamedTuple):
@@ -202,6 +231,20 @@ class _Turn(NamedTuple):
     day: int
     is_time: bool
     is_time_for_day: bool
+
+
+class _Shown(NamedTuple):
+    """What is refreshed for people: buckets from `from_us` to `until_us` before the present, every `every_us`."""
+
+    from_us: int
+    until_us: int
+    every_us: int
+
+
+_SHOWN: dict[Period, _Shown] = {
+    "hour": _Shown(4 * HOUR_US, HOUR_US, HOUR_US // 2),
+    "day": _Shown(2 * DAY_US, 0, 2 * HOUR_US),
+}
 
 
 class _Marks(NamedTuple):
@@ -235,6 +278,16 @@ def _save(session: Session, period: Period, source: str, bounds: dict[str, Any])
 
 def _move_rolled(session: Session, until_us: int) -> None:
     session.execute(statement("move_rolled"), {"until": moment(until_us)})
+
+
+def _is_pending(session: Session, aggregate_name: str, start_us: int, end_us: int) -> bool:
+    """Whether somebody else refreshes a part of [start, end) now, and the extension has left that out."""
+    ((has_ranges,),) = session.execute(statement("has_ranges")).fetchall()
+    if not has_ranges:
+        return False
+    window = {"aggregate": aggregate_name, "start_us": start_us, "end_us": end_us}
+    ((pending,),) = session.execute(statement("pending_ranges"), window).fetchall()
+    return bool(pending)
 
 
 def _turns(engine: Engine, now_us: int, before_us: int) -> list[_Turn]:

@@ -43,7 +43,7 @@ class PostgresStore:
         self._clock = clock
         self._engine = Engine(url)
         try:
-            self._extension = migration.require_head(self._engine, raw_retention_days)
+            self._extension = migration.require_head(self._engine)
         except BaseException:
             self._engine.close()
             raise

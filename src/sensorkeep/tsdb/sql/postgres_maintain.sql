@@ -121,7 +121,7 @@ CALL {extension}.refresh_continuous_aggregate(
 SELECT to_regclass('_timescaledb_catalog.continuous_aggs_materialization_ranges') IS NOT NULL
 
 -- name: pending_ranges
--- What somebody else (a policy) is materializing at this moment, or left undone. A refresh skips it, so it may return
+-- What somebody else (a policy, or somebody by hand) is materializing at this moment, or left undone. A refresh skips it, so it may return
 -- before that is in. The bounds are microseconds since 1970.
 SELECT EXISTS (
     SELECT FROM _timescaledb_catalog.continuous_aggs_materialization_ranges AS range
@@ -130,14 +130,29 @@ SELECT EXISTS (
         AND range.lowest_modified_value < %(end_us)s AND range.greatest_modified_value >= %(start_us)s
 )
 
--- name: refresh_windows
--- How far back the policies reach, in days; null: to the beginning.
-SELECT aggregate.user_view_name, (extract(epoch FROM (config ->> 'start_offset')::INTERVAL) / 86400)::DOUBLE PRECISION
+-- name: twice
+-- Two refreshes of one range at a time each delete what was there, and each insert.
+SELECT EXISTS (
+    SELECT FROM {aggregate} WHERE time >= %(start)s AND time < %(end)s GROUP BY series, time HAVING count(*) > 1
+)
+
+-- name: refresh_policies
+SELECT aggregate.user_view_name
 FROM timescaledb_information.jobs
 JOIN _timescaledb_catalog.continuous_agg AS aggregate
     ON aggregate.mat_hypertable_id = (config ->> 'mat_hypertable_id')::INTEGER
 WHERE proc_name = 'policy_refresh_continuous_aggregate' AND aggregate.user_view_schema = 'telemetry'
 ORDER BY 1
+
+-- name: shown_lately
+-- A time that is still to come is of a clock that was wrong.
+SELECT
+    coalesce(hours_shown_at > %(hour)s AND hours_shown_at <= %(now)s, false),
+    coalesce(days_shown_at > %(day)s AND days_shown_at <= %(now)s, false)
+FROM marks
+
+-- name: note_shown
+UPDATE marks SET {period}s_shown_at = %(now)s
 
 -- name: day_is_rolled
 -- Or made for some of its sensors: of the others it is made later, from what is there then.

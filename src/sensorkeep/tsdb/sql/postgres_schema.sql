@@ -8,7 +8,8 @@ CREATE SCHEMA IF NOT EXISTS telemetry;
 -- before `rolled_until`, and days that end before it, are stored and, unless they are marked, true. Of the day that
 -- `rolled_until` stands at the end of, the buckets of series up to `rolled_series` are made. `newest` is the time of
 -- the newest reading, `last_write` when one came; they run a little behind. `redone_at` is when changed buckets were
--- last made anew, `redo_after` when it is time for some more. Null: there is nothing yet.
+-- last made anew, `redo_after` when it is time for some more; `hours_shown_at` and `days_shown_at` are when TimescaleDB's
+-- aggregates were last refreshed up to the present. Null: there is nothing yet.
 CREATE TABLE telemetry.marks (
     one BOOLEAN PRIMARY KEY DEFAULT true CHECK (one),
     revision TEXT NOT NULL,
@@ -19,7 +20,9 @@ CREATE TABLE telemetry.marks (
     newest TIMESTAMPTZ,
     last_write TIMESTAMPTZ,
     redone_at TIMESTAMPTZ,
-    redo_after TIMESTAMPTZ
+    redo_after TIMESTAMPTZ,
+    hours_shown_at TIMESTAMPTZ,
+    days_shown_at TIMESTAMPTZ
 );
 
 -- Small numbers stand for the sensors' uuids.
@@ -326,17 +329,9 @@ FROM telemetry.readings
 GROUP BY 1, 2
 WITH NO DATA;
 
--- Names and rhythm of the older program. The windows are short: a transaction that brings one late reading makes all of
--- the time up to it count as changed, so the worker refreshes what is older, a day at a time. There is no retention
--- policy: raw is dropped by the worker, and only once its day is sealed.
-SELECT {extension}.add_continuous_aggregate_policy(
-    'telemetry.telemetry_hourly', start_offset => INTERVAL '4 hours', end_offset => INTERVAL '1 hour',
-    schedule_interval => INTERVAL '30 minutes'
-);
-SELECT {extension}.add_continuous_aggregate_policy(
-    'telemetry.telemetry_daily', start_offset => INTERVAL '2 days', end_offset => INTERVAL '0 hours',
-    schedule_interval => INTERVAL '2 hours'
-);
+-- Names of the older program. There are no refresh policies: the aggregates have no unique key, and two refreshes at a
+-- time may leave a bucket twice. The worker refreshes them, one at a time (tsdb/postgres/rolling.py). There is no
+-- retention policy either: raw is dropped by the worker, and only once its day is sealed.
 SELECT {extension}.add_compression_policy('telemetry.readings', compress_after => INTERVAL '4 days');
 
 -- Drop the raw of a day, and its rows in the aggregates, whose chunks are days too.
