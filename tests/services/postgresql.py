@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pwd
 import re
@@ -11,8 +10,6 @@ import signal
 import subprocess
 import tempfile
 from pathlib import Path
-
-import psutil
 
 from services.process import Service, ServiceFailed, free_ports
 
@@ -77,27 +74,11 @@ class PostgreSQL(Service):
         ready = [str(self._bin / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(self._port)]
         return subprocess.run(ready, check=False, timeout=10).returncode == 0
 
-    def pause(self) -> None:
-        """Let all of it hang: those that serve a connection are in process groups of their own."""
-        super().pause()  # first the one that would start others
-        self._signal_others(signal.SIGSTOP)
-
-    def resume(self) -> None:
-        """Let all of it go on."""
-        self._signal_others(signal.SIGCONT)
-        super().resume()
-
     def __exit__(self, *_: object) -> None:
         if self.process is not None:
-            self._signal_others(signal.SIGCONT)  # one that hangs would not notice that the server has ended
+            self.resume()  # those that serve a connection, where they hang, would not notice that the server has ended
         self.kill()
         shutil.rmtree(self._data, ignore_errors=True)
-
-    def _signal_others(self, kind: signal.Signals) -> None:
-        assert self.process is not None
-        for other in psutil.Process(self.process.pid).children():
-            with contextlib.suppress(psutil.NoSuchProcess):  # its client has left
-                other.send_signal(kind)
 
     def _as_other_user(self) -> list[str]:
         user = _other_user()

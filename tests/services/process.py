@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -9,6 +10,8 @@ import subprocess
 import time
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 PORT_MAX = 50_000 - 10_000
 """SeaweedFS takes each port + 10,000 for gRPC, and must stay below 50,000."""
@@ -88,12 +91,18 @@ class Service:
         self._end(signal.SIGKILL)
 
     def pause(self) -> None:
-        """Let it hang: its connections stay open and nothing answers."""
-        self._signal(signal.SIGSTOP)
+        """Let it hang: its connections stay open and nothing answers. Returns when all of it has stopped."""
+        while running := [each for each in self._family() if _runs(each)]:
+            for each in running:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    each.suspend()
+            time.sleep(0.001)
 
     def resume(self) -> None:
         """Let it go on after `pause`."""
-        self._signal(signal.SIGCONT)
+        for each in self._family():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.resume()
 
     def log_tail(self) -> str:
         """The end of what it has logged."""
@@ -106,9 +115,14 @@ class Service:
     def __exit__(self, *_: object) -> None:
         self.kill()
 
-    def _signal(self, kind: signal.Signals) -> None:
+    def _family(self) -> list[psutil.Process]:
+        """Its process and all below it, of which some may be in process groups of their own."""
         assert self.process is not None
-        os.killpg(self.process.pid, kind)
+        try:
+            first = psutil.Process(self.process.pid)
+            return [first, *first.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return []
 
     def _end(self, kind: signal.Signals) -> None:
         process, self.process = self.process, None
@@ -128,6 +142,13 @@ class Service:
                 continue
             break
         process.wait(30)
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.status() not in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def free_ports(count: int) -> list[int]:
