@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-from sensorkeep.catalog.schema import METADATA
+from sensorkeep.catalog.schema import METADATA, make_indexes_partial_on_postgresql
 from sensorkeep.errors import BadConfig
 
 HEAD = "0002"
@@ -38,6 +38,7 @@ def upgrade(connection: sa.Connection, revision: str = "head") -> None:
     if connection.dialect.name == "postgresql":
         # Before anything is looked at; it ends with the transaction.
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_ADVISORY_LOCK)))
+        make_indexes_partial_on_postgresql()
     if revision == "head" and not sa.inspect(connection).get_table_names():
         METADATA.create_all(connection)
         _VERSION.create(connection)

@@ -129,10 +129,8 @@ batches = sa.Table(
     sa.Column("claim", sa.LargeBinary),
     sa.Index(None, "received_us", "batch_id"),
     # Partial indexes stay as small as what waits or was set aside, however many batches are kept.
-    sa.Index("ix_batches_pending", "oldest_us", sqlite_where=PENDING, postgresql_where=PENDING),
-    sa.Index(
-        "ix_batches_set_aside", "state", "received_us", "batch_id", sqlite_where=SET_ASIDE, postgresql_where=SET_ASIDE
-    ),
+    sa.Index("ix_batches_pending", "oldest_us", sqlite_where=PENDING),
+    sa.Index("ix_batches_set_aside", "state", "received_us", "batch_id", sqlite_where=SET_ASIDE),
     # Rows are short and found by key: the key's own tree holds them, so that one receipt writes one page less.
     sqlite_with_rowid=False,
 )
@@ -252,3 +250,14 @@ audit_log = sa.Table(
     _text("client_ip"),
     sa.Index(None, "at_us", "id"),
 )
+
+
+def make_indexes_partial_on_postgresql() -> None:
+    """Tell PostgreSQL, too, of the indexes' conditions. Idempotent.
+
+    SQLAlchemy imports its dialect as soon as it is named: 75 ms and 3 MiB that a start on SQLite need not pay.
+    """
+    for table in METADATA.tables.values():
+        for index in table.indexes:
+            if (condition := index.dialect_kwargs.get("sqlite_where")) is not None:
+                index.dialect_kwargs["postgresql_where"] = condition
