@@ -86,6 +86,9 @@ GENERAL_BODY_BYTES_MAX = 16 * MIB
 """Largest inflated body of POST /readings: 10,000 objects of 1.6 KB."""
 BULK_STREAMS_MAX = 16
 """Bulk bodies received at the same time; each may hold one buffer and its columns. More wait their turn."""
+BODIES_WAITING_MAX = 1_000
+BODIES_WAITING_BYTES_MAX = 64 * MIB
+"""Bodies that wait for their turn; past either bound a request is refused, to come again later (503)."""
 BULK_WHOLE_BYTES_MAX = 256 * KIB
 """Bulk bodies up to this size are received whole before a thread takes them, so a slow sender holds none."""
 BODY_IDLE_SECONDS_MAX = 30
@@ -145,6 +148,8 @@ S3_RETRY_SECONDS_MAX = 1.0
 """No request is sent again this long after it was sent first, so that it cannot take longer than both together."""
 S3_READ_SECONDS_MAX = 600.0
 """Longest time that one object is read: the worker decodes meanwhile. S3_REQUEST_SECONDS_MAX bounds each wait."""
+S3_PAUSE_SECONDS = 1.0
+"""While S3 does not answer, one put in this time tries, and the others fail at once."""
 S3_CHECK_SECONDS_MAX = 1.8
 """A check ends before HEALTH_CHECK_SECONDS."""
 S3_LISTED_AT_ONCE = 1_000

@@ -9,6 +9,7 @@ import random
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -17,7 +18,7 @@ from cluster import Cluster, running_cluster
 from harness import API_KEY, Server, esm_equipment, esm_reading, hours_ago, new_uuid, wait_until
 from load import DURABLE, REFUSED, Load, check
 
-from sensorkeep.limits import CATALOG_ANSWER_SECONDS_MAX
+from sensorkeep.limits import BULK_STREAMS_MAX, CATALOG_ANSWER_SECONDS_MAX, S3_REQUEST_SECONDS_MAX
 from services import Services, make_database, settings
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(300)]
@@ -154,6 +155,27 @@ def test_a_catalog_that_hangs_delays_no_answer_for_long_and_costs_nothing(cluste
     wait_until(lambda: all(_healthy(node) for node in (*cluster.gateways, *cluster.workers)))
     check(cluster.gateways[0], [load])
     assert load.answers.keys() == {DURABLE}
+
+
+def test_an_object_store_that_hangs_makes_nobody_wait_for_the_others_and_costs_nothing(
+    cluster: Cluster, private: Services
+) -> None:
+    load = Load(cluster.gateways, "hung-store")
+    load.wait_for(20)
+    private.seaweedfs.pause()
+    try:
+        with ThreadPoolExecutor(4 * BULK_STREAMS_MAX) as clients:
+            began = time.monotonic()
+            answers = list(clients.map(bulk, cluster.gateways[:1] * 6 * BULK_STREAMS_MAX))
+        assert time.monotonic() - began < 4 * S3_REQUEST_SECONDS_MAX, "they waited for it one after the other"
+        assert {(answer.status_code, answer.json()["code"]) for answer in answers} == {(REFUSED, "dependency_down")}
+        assert all(int(answer.headers["retry-after"]) > 0 for answer in answers)
+    finally:
+        private.seaweedfs.resume()
+    load.wait_for(30)
+    load.end()
+    check(cluster.gateways[0], [load])
+    assert load.answers.keys() <= {DURABLE, REFUSED}
 
 
 def _refusal(gateway: Server) -> httpx.Response | None:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from harness import wait_until
 
 from sensorkeep.errors import BadConfig, Conflict, SensorkeepError, Unavailable
 from sensorkeep.object_store.s3 import S3ObjectStore
@@ -129,3 +130,47 @@ def test_what_the_service_says_to_a_put_becomes_its_error(
     assert caught.value.code == code
     assert SECRET not in caught.value.detail
     assert requests.count("PUT") == 1, "what creates an object is never sent twice"
+
+
+def test_while_the_service_hangs_one_put_at_a_time_waits_for_it_and_the_others_fail_at_once() -> None:
+    hangs, asked = threading.Event(), []
+    answers = threading.Event()
+
+    def answer(method: str, path: str, create_only: bool) -> Answer:
+        if hangs.is_set() and method == "PUT":
+            asked.append(path)
+            answers.wait(20)
+        return well(method, path, create_only)
+
+    with service(answer) as endpoint:
+        store = open_store(endpoint)
+        hangs.set()
+        try:
+            for number in range(100):
+                with pytest.raises(Unavailable) as caught:
+                    store.put(f"during-{number}", [b"x"])
+                assert (caught.value.code, caught.value.retry_after_seconds) == ("dependency_down", 5)
+            assert len(asked) <= 2, "of a hundred: the first, and one that looks whether it answers again"
+        finally:
+            hangs.clear()
+            answers.set()
+        wait_until(lambda: is_put(store, "after"))
+        assert all(is_put(store, f"after-{number}") for number in range(20))
+
+
+def is_put(store: S3ObjectStore, key: str) -> bool:
+    try:
+        return store.put(key, [b"x"]) == 1
+    except Unavailable:
+        return False
+
+
+def test_an_answer_that_says_no_keeps_nobody_from_the_next_try() -> None:
+    answers = [(503, "SlowDown"), (500, "InternalError"), (403, "AccessDenied")]
+
+    def answer(method: str, path: str, create_only: bool) -> Answer:
+        return answers.pop() if method == "PUT" and path.endswith("/a") and answers else well(method, path, create_only)
+
+    with service(answer) as endpoint:
+        store = open_store(endpoint)
+        assert [is_put(store, "a") for _ in range(4)] == [False, False, False, True]

@@ -16,7 +16,7 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 
 class ClientGone(Exception):
-    """The client closed the connection before its body had arrived."""
+    """The client closed the connection before its body had arrived, or before anything was done with it."""
 
 
 class BodyReader:
@@ -44,6 +44,12 @@ class BodyReader:
         if self.digest is not None:
             self.digest.update(body)
         return body
+
+    async def left(self) -> ClientGone:
+        """Return when the client has closed the connection. Only after the last chunk."""
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        return ClientGone()
 
     async def up_to(self, size: int) -> bytes:
         """What arrives until the body is complete or longer than `size` bytes."""

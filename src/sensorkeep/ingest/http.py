@@ -11,8 +11,8 @@ import contextlib
 import hashlib
 import re
 from collections.abc import Awaitable, Callable, MutableMapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import structlog
@@ -32,6 +32,7 @@ from sensorkeep.ingest.accept import Accepted, Acceptor, Sender, answer_body, en
 from sensorkeep.ingest.announce import SettledWaiters
 from sensorkeep.ingest.body import BodyPipe, BodyReader, ClientGone, Receive
 from sensorkeep.ingest.gather import Gatherer
+from sensorkeep.ingest.threads import BodyThreads
 
 log = structlog.get_logger(__name__)
 
@@ -100,9 +101,9 @@ class IngestRoutes:
         self._gate = gate
         self._clock = clock
         self._display_time = display_time
-        self._threads = ThreadPoolExecutor(limits.BULK_STREAMS_MAX, thread_name_prefix="ingest")
+        self._threads = BodyThreads("ingest")
         # Of their own, because a sender that stalls holds its thread: whole bodies must not wait for it.
-        self._stream_threads = ThreadPoolExecutor(limits.BULK_STREAMS_MAX, thread_name_prefix="ingest-stream")
+        self._stream_threads = BodyThreads("ingest-stream")
         handlers: dict[str, Handler] = {
             "/telemetry/bulk": self._bulk,
             "/telemetria/bulk": self._bulk,
@@ -132,8 +133,8 @@ class IngestRoutes:
 
     def close(self) -> None:
         """Finish what runs and end the threads."""
-        self._threads.shutdown(wait=True)
-        self._stream_threads.shutdown(wait=True)
+        self._threads.close()
+        self._stream_threads.close()
 
     async def _admit(self, scope: AsgiScope, receive: Receive) -> _Request:
         if scope["method"] != "POST":
@@ -182,15 +183,16 @@ class IngestRoutes:
         return await self._accepted(request, await self._accept_bulk(request))
 
     async def _accept_bulk(self, request: _Request) -> Accepted:
-        loop = asyncio.get_running_loop()
-        start = await request.body.up_to(limits.BULK_WHOLE_BYTES_MAX)
+        body = request.body
+        start = await body.up_to(limits.BULK_WHOLE_BYTES_MAX)
         accept, encoding, sender = self._acceptor.bulk, request.encoding, request.sender
-        if request.body.complete:
-            return await loop.run_in_executor(self._threads, accept, [start], encoding, sender)
-        pipe = BodyPipe(loop)
+        if body.complete:
+            return await self._threads.run(partial(accept, [start], encoding, sender), len(start), body.left)
+        pipe = BodyPipe(asyncio.get_running_loop())
         await pipe.put(start)
-        accepting = loop.run_in_executor(self._stream_threads, accept, pipe, encoding, sender)
-        feeding = asyncio.ensure_future(_feed(request.body, pipe))
+        feeding = asyncio.ensure_future(_feed(body, pipe))
+        work, left = partial(accept, pipe, encoding, sender), partial(_left, feeding, body)
+        accepting = asyncio.ensure_future(self._stream_threads.run(work, limits.INFLATE_OUTPUT_BYTES, left))
         either: set[asyncio.Future[Any]] = {accepting, feeding}
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if not feeding.done():  # refused before its end: the rest is not read
@@ -218,9 +220,8 @@ class IngestRoutes:
         return _Answer(201, [_JSON, _location(ticket.batch_id)], encode(answer))
 
     async def _readings_batch(self, request: _Request, body: bytes) -> _Answer:
-        accept = self._acceptor.readings
-        accepting = asyncio.get_running_loop().run_in_executor(self._threads, accept, body, request.sender)
-        return await self._accepted(request, await accepting)
+        work = partial(self._acceptor.readings, body, request.sender)
+        return await self._accepted(request, await self._threads.run(work, len(body), request.body.left))
 
     async def _temperature(self, request: _Request) -> _Answer:
         body = await self._small_body(request, limits.SMALL_BODY_BYTES_MAX)
@@ -330,18 +331,25 @@ class IngestRoutes:
 Handler = Callable[[_Request], Awaitable[_Answer]]
 
 
-async def _feed(body: BodyReader, pipe: BodyPipe) -> None:
-    """The rest of the body into the pipe; the thread at its other end gets whatever ends it early."""
+async def _feed(body: BodyReader, pipe: BodyPipe) -> Exception | None:
+    """The rest of the body into the pipe. What ends it early is returned, and the thread at its other end gets it."""
     try:
         while not body.complete:
             await pipe.put(await body.chunk())
     except (ClientGone, InvalidInput) as error:
         pipe.end(error)
+        return error
     except asyncio.CancelledError:
         pipe.end(ClientGone())
         raise
-    else:
-        pipe.end()
+    pipe.end()
+    return None
+
+
+async def _left(feeding: asyncio.Future[Exception | None], body: BodyReader) -> Exception:
+    """What ended the body early, or that the client left after it."""
+    await asyncio.wait([feeding])
+    return feeding.result() or await body.left()
 
 
 def parse_prefer(value: str) -> tuple[float, bool]:

@@ -30,6 +30,12 @@ def code_of(error: BaseException) -> str:
     return found[1] if found else ""
 
 
+def is_lost(error: BaseException) -> bool:
+    """Whether the service was not reached or did not answer in time: other requests would fare alike."""
+    text = str(error)
+    return not code_of(error) and (_SENT_NOWHERE in text or _NOT_ANSWERED in text)
+
+
 def unavailable(error: BaseException, place: str) -> Unavailable:
     """The error to raise, without the service's own words: they may hold parts of the credentials."""
     code, text = code_of(error), str(error)

@@ -10,18 +10,23 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 import obstore
+import structlog
 from obstore.exceptions import AlreadyExistsError
 from obstore.store import S3Store
 
 from sensorkeep import limits
+from sensorkeep.breaker import Breaker
+from sensorkeep.clock import SystemClock
 from sensorkeep.errors import BadConfig, Conflict, NotFound, Unavailable
 from sensorkeep.object_store.base import StoredObject, check_key, is_key
 from sensorkeep.object_store.s3.bucket import check_settings, find_or_make_bucket, start_error
-from sensorkeep.object_store.s3.failures import FAILURES, code_of, unavailable
+from sensorkeep.object_store.s3.failures import FAILURES, code_of, is_lost, unavailable
 
 if TYPE_CHECKING:
     from obstore import GetResult
     from obstore.store import S3Config
+
+log = structlog.get_logger(__name__)
 
 _TEMPORARY = ".tmp"
 """No key begins with a dot, so no object can be in the way."""
@@ -44,6 +49,8 @@ class S3ObjectStore:
     What creates an object is never sent twice, for the second time would find the first one's object. So where the
     answer was lost, Unavailable is raised though the object may be there; whoever put it knows no key to it any more,
     and retention removes it.
+
+    While the service does not answer, one put in S3_PAUSE_SECONDS finds that out, and the others fail at once.
     """
 
     def __init__(
@@ -53,6 +60,11 @@ class S3ObjectStore:
         self._bucket, self._endpoint, self._region = bucket, endpoint, region
         self._keys = None if access_key is None or secret_key is None else (access_key, secret_key)
         self._place = f"the bucket {bucket} at {endpoint or 'AWS'}"
+        self._breaker = Breaker(
+            SystemClock().monotonic,
+            pause_seconds=limits.S3_PAUSE_SECONDS,
+            try_seconds_max=limits.S3_REQUEST_SECONDS_MAX + limits.S3_RETRY_SECONDS_MAX,
+        )
         self._client = self._connect()
         self._once = self._connect(retries=0)
         self._reader = self._connect(seconds=limits.S3_READ_SECONDS_MAX)
@@ -69,14 +81,16 @@ class S3ObjectStore:
         check_key(key)
         parts = _parts(chunks)
         first = next(parts)
+        if not self._breaker.admit():
+            raise Unavailable(f"{self._place} does not answer", code="dependency_down")
         if len(first) < limits.S3_PART_BYTES:
-            with self._creating(key):
+            with self._creating(key), self._noted():
                 obstore.put(self._once, key, first, mode="create")
             return len(first)
         temporary = f"{_TEMPORARY}/{uuid.uuid4().hex}"
         size = self._upload(temporary, chain([first], parts))
         try:
-            with self._creating(key):
+            with self._creating(key), self._noted():
                 obstore.copy(self._once, temporary, key, overwrite=False)
         finally:
             # What cannot be removed now is removed by a later start.
@@ -124,14 +138,14 @@ class S3ObjectStore:
         size = 0
         try:
             for part in parts:
-                with self._failures():
+                with self._failures(), self._noted(answers=False):
                     writer.write(part)
                 size += len(part)
         except BaseException as error:
             with contextlib.suppress(*FAILURES):
                 writer.__exit__(type(error), error, error.__traceback__)  # gives the upload up
             raise
-        with self._failures():
+        with self._failures(), self._noted():
             writer.close()
         return size
 
@@ -240,6 +254,20 @@ class S3ObjectStore:
                 "retry_timeout": timedelta(seconds=limits.S3_RETRY_SECONDS_MAX),
             },
         )
+
+    @contextlib.contextmanager
+    def _noted(self, *, answers: bool = True) -> Iterator[None]:
+        """For a request of a put: remember whether the service answered. Not `answers`: it may succeed without."""
+        try:
+            yield
+        except FAILURES as error:
+            if not is_lost(error):
+                self._breaker.succeeded()
+            elif self._breaker.failed():
+                log.warning("object_store_lost", detail=unavailable(error, self._place).detail)
+            raise
+        if answers and self._breaker.succeeded():
+            log.info("object_store_reached_again")
 
     @contextlib.contextmanager
     def _failures(self) -> Iterator[None]:
