@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import psycopg
 import pytest
+from psycopg import errors
 from tsdb_world import NOON_US, SHARED, UUIDS, buckets, postgres_database, write_of
 
-from sensorkeep.clock import HOUR_US, MINUTE_US, ManualClock
-from sensorkeep.tsdb.base import Period, Write
-from sensorkeep.tsdb.postgres import PostgresStore, maintenance
+from sensorkeep.clock import DAY_US, HOUR_US, MINUTE_US, ManualClock
+from sensorkeep.limits import POSTGRES_MAINTAIN_LOCK_PAUSE_SECONDS
+from sensorkeep.tsdb.base import Period, StoreStatus, Write
+from sensorkeep.tsdb.postgres import PostgresStore, maintenance, sealing
+from sensorkeep.tsdb.postgres.engine import Session
+from sensorkeep.tsdb.postgres.statements import statement
 
+DAY = NOON_US // DAY_US
+DEADLINE_SECONDS = 60.0
 PERIODS: tuple[Period, Period] = ("hour", "day")
 
 
@@ -52,6 +60,19 @@ def keep_house(store: PostgresStore, clock: ManualClock, times: int = 5) -> None
         store.maintain(clock.now_us())
 
 
+def sealed_days(url: str) -> list[int]:
+    return [int(str(day)) for (day,) in query(url, "SELECT day FROM telemetry.days WHERE sealed ORDER BY day")]
+
+
+def wait_for_a_lock(url: str) -> None:
+    """Until somebody waits for somebody."""
+    waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while not query(url, waiting):
+        assert time.monotonic() < deadline, "nobody waits"
+        time.sleep(0.01)
+
+
 def hourly(batch_id: str, hours: range, value: float = 1.0) -> Write:
     """A reading an hour of each sensor."""
     return write_of(batch_id, *[(sensor, NOON_US + hour * HOUR_US, value) for sensor in range(4) for hour in hours])
@@ -77,3 +98,56 @@ def test_a_late_reading_is_in_the_day_that_is_rolled_up_in_parts(
                  ) == [(True, 0)]  # fmt: skip
     for period in PERIODS:
         assert sum(row["sum"] for row in buckets(store, period)) == 120.0 + 10.0 * late
+
+
+# --- locks that others wait behind ------------------------------------------------------------------------------------
+
+
+def test_the_status_is_asked_while_a_day_is_sealed(
+    opening: Callable[..., PostgresStore], url: str, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits, and holds nothing that sealing needs."""
+    keeper, other = opening(2), opening(2)
+    keeper.write([hourly("a", range(1))])
+    clock.advance(6 * 24 * 3600)
+    seals: list[int] = []
+    asked: list[Future[StoreStatus]] = []
+    seal = sealing._seal
+
+    def sealing_once_more(session: Session, day: int) -> bool:
+        seals.append(day)
+        return seal(session, day)
+
+    def before_the_drop(name: str) -> str:
+        if name == "drop_day":
+            asked.append(pool.submit(other.status))
+            wait_for_a_lock(url)
+        return statement(name)
+
+    monkeypatch.setattr(sealing, "_seal", sealing_once_more)
+    monkeypatch.setattr(sealing, "statement", before_the_drop)
+    with ThreadPoolExecutor() as pool:
+        keep_house(keeper, clock)
+    assert (sealed_days(url), seals, len(asked)) == ([DAY], [DAY], 1)
+    assert not asked[0].result().empty
+
+
+def test_a_deadlock_makes_maintenance_pause(
+    opening: Callable[..., PostgresStore], url: str, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = opening(2)
+    store.write([hourly("a", range(1))])
+    clock.advance(6 * 24 * 3600)
+    seals: list[int] = []
+
+    def deadlock(session: Session, day: int) -> bool:
+        seals.append(day)
+        raise errors.DeadlockDetected("deadlock detected")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sealing, "_seal", deadlock)
+        keep_house(store, clock)
+    assert seals == [DAY]
+    clock.advance(POSTGRES_MAINTAIN_LOCK_PAUSE_SECONDS)
+    keep_house(store, clock)
+    assert sealed_days(url) == [DAY]

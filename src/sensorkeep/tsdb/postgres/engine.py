@@ -93,7 +93,7 @@ class Engine:
         restored from a backup, so that nothing remembered of it is to be believed."""
         return self._losses
 
-    def run(self, work: Callable[[Session], Result]) -> Result:
+    def run(self, work: Callable[[Session], Result], attempts_max: int = POSTGRES_ATTEMPTS_MAX) -> Result:
         """Do `work` in one transaction, durable when it returns; again where it met somebody else's (bounded).
 
         Raises Unavailable, Corrupt, Poisoned, or what `work` raises; nothing is changed then.
@@ -104,7 +104,7 @@ class Engine:
                 with self.session() as session, session.transaction():
                     return work(session)
             except (Retry, errors.SerializationFailure, errors.DeadlockDetected) as error:
-                if attempt == POSTGRES_ATTEMPTS_MAX:
+                if attempt == attempts_max:
                     raise Unavailable(f"the time series store is too busy: {error}") from error
                 attempt += 1
 

@@ -26,14 +26,14 @@ class Hurry:
         return self._clock.monotonic() < self._not_before
 
     def run(self, work: Callable[[Session], bool]) -> bool:
-        """As Engine.run; False, with nothing changed, where the locks are not free within
-        POSTGRES_MAINTAIN_LOCK_SECONDS_MAX, or were not a moment ago."""
+        """As Engine.run, once; False, with nothing changed, where the locks are not free within
+        POSTGRES_MAINTAIN_LOCK_SECONDS_MAX, or somebody waits for us who has them, or it was so a moment ago."""
         if self.pauses:
             return False
         try:
-            return self._engine.run(lambda session: _hurried(session, work))
+            return self._engine.run(lambda session: _hurried(session, work), attempts_max=1)
         except Unavailable as error:
-            if not isinstance(error.__cause__, errors.LockNotAvailable):
+            if not isinstance(error.__cause__, (errors.LockNotAvailable, errors.DeadlockDetected)):
                 raise
             self._not_before = self._clock.monotonic() + POSTGRES_MAINTAIN_LOCK_PAUSE_SECONDS
             return False

@@ -122,7 +122,7 @@ class PostgresStore:
         estimate = statement("estimate_plain")
         if self._extension is not None:
             estimate = statement("estimate_timescale", extension=self._extension)
-        with self._engine.session() as session:
+        with self._engine.snapshot(statement("lock_days_in")) as session:
             ((disk_bytes, readings, empty),) = session.execute(statement("sizes", estimate=estimate)).fetchall()
         return StoreStatus(disk_bytes, 0, readings, empty)
 
