@@ -181,6 +181,9 @@ KAFKA_COMMIT_SECONDS_MAX = 5.0
 KAFKA_SESSION_SECONDS = 10
 """A worker that was not heard of for this long has lost its partitions. Heartbeats come from a thread of their own, so
 that a long round of the worker costs none."""
+KAFKA_JOIN_SECONDS_MAX = 15.0
+"""A worker waits this long for its place in the group, longer than KAFKA_SESSION_SECONDS, for which one that died still
+has its place; and as long for claims that were there before it."""
 KAFKA_BUFFER_CLAIMS_MAX = 4_000
 """Claims read ahead of the worker: two rounds of GATHER_CLAIMS_MAX. FETCH_BYTES_MAX bounds their bytes."""
 KAFKA_PREFETCH_KIB_MAX = 16 * 1024

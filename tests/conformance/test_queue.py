@@ -34,12 +34,13 @@ class PromptKafkaQueue(KafkaClaimQueue):
             address(BROKERS), name, clock=SystemClock(), partitions=3, replication_factor=1, consume=True, security={},
             group=name, depth_cached_seconds=0.0,
         )  # fmt: skip
+        member = self._member()
+        with member._lock:  # what is published from now on comes after this worker
+            member._start()
+            assert member._arrived.wait_for(lambda: member._joined, LONG_SECONDS)
 
     def fetch(self, max_claims: int, max_readings: int, wait_seconds: float) -> list[Delivery]:
         if wait_seconds < LONG_SECONDS:
-            member = self._member()
-            with member._lock:
-                member._start()
             deadline = time.monotonic() + LONG_SECONDS
             while not self._has_all():
                 assert time.monotonic() < deadline, "a claim did not come"
@@ -208,15 +209,15 @@ def test_opened_anew_all_that_is_not_acknowledged_is_delivered_again(world: Worl
     assert attempts(world.queue.fetch(1, NO_BOUND, 0.0)) == [2]
     again = fetch_all(world.reopen())
     assert names(again) == ["1", "2", "3", "4", "5"]
-    assert attempts(again) == ([1] * 5 if world.shared else [3, 2, 2, 1, 1])
+    assert attempts(again) == ([2] * 5 if world.shared else [3, 2, 2, 1, 1])
 
 
 def test_a_claim_that_ends_the_process_each_time_reaches_any_number_of_attempts(world: World) -> None:
     world.queue.publish([claim("poison"), claim("innocent")])
     for expected in range(1, 7):
-        assert attempts(world.queue.fetch(1, NO_BOUND, 0.0)) == [1 if world.shared else expected]
+        assert attempts(world.queue.fetch(1, NO_BOUND, 0.0)) == [min(2, expected) if world.shared else expected]
         world.reopen()
-    assert attempts(fetch_all(world.queue)) == [1 if world.shared else 7, 1]
+    assert attempts(fetch_all(world.queue)) == ([2, 2] if world.shared else [7, 1])
 
 
 def test_a_token_is_never_used_for_another_claim(world: World) -> None:

@@ -21,7 +21,7 @@ def message(partition: int, offset: int, size: int = 10, readings: int = 1) -> H
 
 def filled(count: int, committed: int | None = None) -> Assignment:
     assignment = Assignment()
-    assignment.assign(0, committed)
+    assignment.assign(0, committed, 0)
     for offset in range(count):
         assignment.add(message(0, offset))
     return assignment
@@ -40,9 +40,36 @@ def test_a_new_partition_has_nothing_to_commit_before_something_is_done() -> Non
     assert assignment.uncommitted() == {}
 
 
+def test_what_was_there_before_the_worker_may_have_been_tried_and_what_came_later_was_not() -> None:
+    assignment = Assignment()
+    assignment.assign(0, 0, 2)
+    assignment.assign(1, 0, None)  # its end is not known
+    for partition, offset in ((0, 0), (0, 1), (0, 2), (1, 0)):
+        assignment.add(message(partition, offset))
+    assert [held.attempts for held in assignment.take(NO_BOUND, NO_BOUND)] == [2, 2, 1, 2]
+
+
+def test_it_is_behind_until_all_has_come_that_was_there_before_the_worker() -> None:
+    assignment = Assignment()
+    assert not assignment.is_behind()
+    assignment.assign(0, 1, 3)
+    assignment.assign(1, 7, 7)
+    assignment.assign(2, None, 0)
+    assert assignment.is_behind()
+    assignment.add(message(0, 1))
+    assignment.acknowledge([token_of(0, 1)])
+    assert assignment.is_behind()
+    assignment.add(message(0, 2))
+    assert not assignment.is_behind()
+    assignment.assign(3, None, 1)
+    assert assignment.is_behind()
+    assignment.revoke(3)
+    assert not assignment.is_behind()
+
+
 def test_gaps_in_the_offsets_hold_up_nothing_and_are_told() -> None:
     assignment = Assignment()
-    assignment.assign(0, 5)
+    assignment.assign(0, 5, 0)
     assert assignment.add(message(0, 7)) == 2
     assert assignment.add(message(0, 8)) == 0
     assert assignment.add(message(0, 12)) == 3
@@ -72,7 +99,7 @@ def test_what_is_read_again_does_not_make_an_earlier_open_message_count_as_done(
 
 def test_a_topic_that_was_made_anew_is_committed_from_its_beginning() -> None:
     assignment = Assignment()
-    assignment.assign(0, 500)
+    assignment.assign(0, 500, 0)
     assert assignment.add(message(0, 0)) == 0
     assignment.acknowledge([token_of(0, 0)])
     assert assignment.uncommitted() == {0: 1}
@@ -80,7 +107,7 @@ def test_a_topic_that_was_made_anew_is_committed_from_its_beginning() -> None:
 
 def test_a_partition_that_went_takes_its_messages_along_and_a_late_acknowledgement_does_nothing() -> None:
     assignment = filled(4)
-    assignment.assign(1, 0)
+    assignment.assign(1, 0, 0)
     assignment.add(message(1, 0))
     taken = assignment.take(2, NO_BOUND)
     assignment.revoke(0)
@@ -99,7 +126,7 @@ def test_messages_of_partitions_that_are_not_ours_are_not_taken_in() -> None:
 
 def test_bounds_hold_past_the_first_message() -> None:
     assignment = Assignment()
-    assignment.assign(0, 0)
+    assignment.assign(0, 0, 0)
     for offset, size in enumerate([FETCH_BYTES_MAX + 1, 10, FETCH_BYTES_MAX - 10, 1]):
         assignment.add(message(0, offset, size=size, readings=50))
     assert offsets(assignment.take(10, NO_BOUND)) == [0]
@@ -116,7 +143,7 @@ class Model:
         self.open: dict[int, set[int]] = {0: set(), 1: set()}
         self.out: list[Held] = []
         for partition in self.ends:
-            self.assignment.assign(partition, 0)
+            self.assignment.assign(partition, 0, 0)
 
     def add(self, partition: int, _: int) -> None:
         self.assignment.add(message(partition, self.ends[partition]))
@@ -148,7 +175,7 @@ class Model:
         """It comes back at once, from what the group knows."""
         begin = self.assignment.progress()[partition]
         self.assignment.revoke(partition)
-        self.assignment.assign(partition, begin)
+        self.assignment.assign(partition, begin, 0)
         self.out = [held for held in self.out if held.partition != partition]
         for offset in range(begin, self.ends[partition]):
             self.assignment.add(message(partition, offset))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,11 @@ from typing import Any
 import pytest
 
 from sensorkeep import limits
-from sensorkeep.clock import MICROSECONDS, ManualClock, rfc3339
+from sensorkeep.clock import MICROSECONDS, Clock, ManualClock, rfc3339
 from sensorkeep.errors import Unavailable, Uncertain
 from sensorkeep.ingest.accept import Sender
+from sensorkeep.queue.base import Delivery
+from sensorkeep.queue.sqlite import SqliteClaimQueue
 from sensorkeep.testing.faulty import Crashed
 from sensorkeep.testing.pipeline import Pipeline, PipelineSettings
 from sensorkeep.tsdb.base import Settled, Write
@@ -21,9 +24,30 @@ SENDER = Sender("test")
 LIVES_MAX = 20
 
 
-@pytest.fixture(params=[1, 2], ids=["one-process", "gateways-and-worker"])
+class SharedQueue(SqliteClaimQueue):
+    """Counts attempts as a queue of many machines does: those of this worker, and one for what was there before it."""
+
+    def __init__(self, path: Path, clock: Clock) -> None:
+        super().__init__(path, clock)
+        self._before = self._last_seq
+        self._attempts: Counter[int] = Counter()
+
+    def fetch(self, max_claims: int, max_readings: int, wait_seconds: float) -> list[Delivery]:
+        taken = super().fetch(max_claims, max_readings, wait_seconds)
+        self._attempts.update(delivery.token for delivery in taken)
+        return [d._replace(attempts=self._attempts[d.token] + (d.token <= self._before)) for d in taken]
+
+
+class SharedPipeline(Pipeline):
+    def _open_queue(self) -> SqliteClaimQueue:
+        return SharedQueue(self.directory / "queue.sqlite", self.clock)
+
+
+@pytest.fixture(params=["one-process", "gateways-and-worker", "shared-queue"])
 def pipeline(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
-    made = Pipeline(tmp_path, ManualClock(START_US), settings=PipelineSettings(gateways=request.param))
+    kind = SharedPipeline if request.param == "shared-queue" else Pipeline
+    gateways = 1 if request.param == "one-process" else 2
+    made = kind(tmp_path, ManualClock(START_US), settings=PipelineSettings(gateways=gateways))
     yield made
     made.close()
 
@@ -78,6 +102,16 @@ def test_a_batch_that_ends_the_process_is_given_up_and_all_others_are_stored(pip
     assert all(killer not in write or write == [killer] for write in writes[1:]), "it is tried alone from then on"
     totals = ledger.accounting()[1]
     assert (totals.received, totals.stored, totals.quarantined, totals.pending) == (3, 2, 1, 0)
+
+
+def test_a_batch_that_ends_a_process_long_after_its_start_is_given_up_too(pipeline: Pipeline) -> None:
+    pipeline.worker.round()
+    assert pipeline.worker.caught_up.is_set()
+    before, killer, after = send(pipeline, "a"), send(pipeline, "killer"), send(pipeline, "b")
+    deaths, _ = live(pipeline, {killer})
+    assert deaths == limits.CLAIM_DEATHS_MAX + 1, "the first of them was not noted"
+    ledger = pipeline.working.ledger
+    assert [ledger.batch(batch_id).state for batch_id in (before, killer, after)] == ["stored", "dead_letter", "stored"]
 
 
 def test_a_given_up_batch_can_be_replayed_once_the_fault_is_mended(pipeline: Pipeline) -> None:

@@ -27,9 +27,10 @@ class ClaimQueue(Protocol):
     """Claims, at least once, in the order published. Every method is blocking and thread-safe.
 
     Where many machines share a queue, that order holds for each source of claims, and a claim that one worker took may
-    be delivered to another as well. Such a queue counts the `attempts` of the worker that asks alone; and where it is
-    opened anew, claims that were acknowledged before an earlier one of their source may be delivered again. Whoever
-    works them off must therefore know those that are done.
+    be delivered to another as well. Such a queue counts the `attempts` of the worker that asks alone, and begins with 2
+    for a claim that was there before that worker: another may have tried it. Where it is opened anew, claims that were
+    acknowledged before an earlier one of their source may be delivered again. Whoever works them off must therefore
+    know those that are done.
 
     Errors of the backend raise Unavailable (code `disk_full` where no room is left, else `dependency_down`).
     """
@@ -44,9 +45,9 @@ class ClaimQueue(Protocol):
     def fetch(self, max_claims: int, max_readings: int, wait_seconds: float) -> list[Delivery]:
         """Take the next claims in order, at least one claim if any waits, else as many as fit under both bounds.
 
-        Waits up to `wait_seconds` for the first; an empty list after that. What is taken is not handed out again
-        until it is released or the queue is opened anew. `wake` ends a wait early. Past the first claim the sum of
-        the claims stays under FETCH_BYTES_MAX too.
+        Waits up to `wait_seconds` for the first; an empty list after that: nothing waits. What is taken is not handed
+        out again until it is released or the queue is opened anew. `wake` ends a wait early. Past the first claim the
+        sum of the claims stays under FETCH_BYTES_MAX too.
         """
         ...
 

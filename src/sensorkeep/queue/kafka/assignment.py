@@ -45,6 +45,8 @@ class Held:
 class _Partition:
     committed: int | None
     """How far the group has come, as far as is known: the offset of its next message."""
+    end: int | None
+    """Where it ended when it was taken over (None: not known): what is before that may have been tried by others."""
     next_offset: int | None = None
     """Behind the last message that came; None before the first."""
     held: dict[int, Held] = field(default_factory=dict)
@@ -75,10 +77,17 @@ class Assignment:
         """Those assigned."""
         return set(self._partitions)
 
-    def assign(self, partition: int, committed: int | None) -> None:
-        """Take over a partition whose messages before `committed` are done (None: not known)."""
+    def assign(self, partition: int, committed: int | None, end: int | None) -> None:
+        """Take over a partition that ends there, and whose messages before `committed` are done (None: not known)."""
         self.revoke(partition)
-        self._partitions[partition] = _Partition(committed)
+        self._partitions[partition] = _Partition(committed, end)
+
+    def is_behind(self) -> bool:
+        """Whether messages that were there before this worker have not come yet."""
+        return any(
+            partition.end is not None and (partition.next_offset or partition.committed or 0) < partition.end
+            for partition in self._partitions.values()
+        )
 
     def revoke(self, partition: int) -> None:
         """Let a partition go: what waits of it is dropped, what is out is no longer ours."""
@@ -103,6 +112,8 @@ class Assignment:
             missing = max(0, message.offset - expected)
             if message.offset < expected:
                 self._rewind(partition, message.offset)
+        if partition.end is None or message.offset < partition.end:
+            message.attempts = 1
         self._arrivals += 1
         message.arrival = self._arrivals
         partition.next_offset = message.offset + 1

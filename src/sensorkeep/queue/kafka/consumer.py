@@ -9,7 +9,7 @@ that polls would keep the others out.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import structlog
 from confluent_kafka import (
@@ -29,6 +29,7 @@ from sensorkeep.limits import (
     KAFKA_CHECK_SECONDS_MAX,
     KAFKA_CLOSE_SECONDS_MAX,
     KAFKA_COMMIT_SECONDS_MAX,
+    KAFKA_JOIN_SECONDS_MAX,
     KAFKA_POLL_SECONDS,
     KAFKA_PREFETCH_KIB_MAX,
     KAFKA_ROOM_SECONDS_MAX,
@@ -89,18 +90,28 @@ class GroupConsumer:
         """Threads that wait for a commit."""
         self._commit_wanted = False
         self._wakes = 0
+        self._joined = False
+        """The group has said what is ours, be it nothing."""
+        self._is_caught_up = False
         self._closed = False
 
     def take(self, max_claims: int, max_readings: int, wait_seconds: float) -> list[Held]:
-        """The next messages as `ClaimQueue.fetch` bounds them; those that do not decode among them."""
+        """The next messages as `ClaimQueue.fetch` bounds them; those that do not decode among them.
+
+        A new member waits up to KAFKA_JOIN_SECONDS_MAX for what was there before it, since an empty list says that
+        nothing waits. Raises Unavailable where it is in no group by then.
+        """
         deadline = self._clock.monotonic() + wait_seconds
         with self._lock:
             self._start()
             wakes = self._wakes
-            self._arrived.wait_for(
-                lambda: self._closed or self._wakes != wakes or self._assignment.claims or self._in_trouble(),
-                max(0.0, deadline - self._clock.monotonic()),
-            )
+
+            def is_answered() -> bool:
+                return self._closed or self._wakes != wakes or self._assignment.claims > 0 or self._in_trouble()
+
+            if not self._is_caught_up:
+                self._catch_up(is_answered)
+            self._arrived.wait_for(is_answered, max(0.0, deadline - self._clock.monotonic()))
             if self._closed:
                 return []
             taken = self._assignment.take(max_claims, max_readings)
@@ -111,6 +122,16 @@ class GroupConsumer:
                 raise trouble
             self._room.notify_all()
         return taken
+
+    def _catch_up(self, is_answered: Callable[[], bool]) -> None:
+        """Wait until all is here that was there before us. The lock is held."""
+        self._arrived.wait_for(lambda: is_answered() or self._has_backlog(), KAFKA_JOIN_SECONDS_MAX)
+        if not is_answered() and not self._joined:
+            raise Unavailable("Kafka: the group of the workers does not answer", code="dependency_down")
+        self._is_caught_up = self._has_backlog() or not is_answered()  # what does not come at all is no message
+
+    def _has_backlog(self) -> bool:
+        return self._joined and not self._assignment.is_behind()
 
     def acknowledge(self, tokens: Iterable[int]) -> None:
         """Forget these messages, and commit what that finishes. Raises Unavailable; it may be called again then."""
@@ -268,12 +289,28 @@ class GroupConsumer:
             offsets = {place.partition: place.offset for place in known if place.error is None and place.offset >= 0}
         except KafkaException as error:  # then it only is not noticed where claims are missing
             log.info("kafka_offsets_unknown", detail=error_of(error).str())
+        ends = self._ends(consumer, partitions)
         with self._lock:
-            for place in partitions:
-                self._assignment.assign(place.partition, offsets.get(place.partition))
+            for number in _numbers(partitions):
+                self._assignment.assign(number, offsets.get(number), ends.get(number))
+            self._joined = True
             self._trouble = None
+            self._arrived.notify_all()
         log.info("kafka_partitions_taken_over", topic=self._topic, partitions=_numbers(partitions))
         consumer.incremental_assign(list(partitions))
+
+    def _ends(self, consumer: Consumer, partitions: Sequence[TopicPartition]) -> dict[int, int]:
+        """The offset behind the last message of each partition, where it is known; 0 where there is no message."""
+        deadline = self._clock.monotonic() + KAFKA_CHECK_SECONDS_MAX
+        ends: dict[int, int] = {}
+        try:
+            for place in partitions:
+                left = max(0.01, deadline - self._clock.monotonic())
+                if found := consumer.get_watermark_offsets(place, timeout=left):
+                    ends[place.partition] = found[1] if found[1] > found[0] else 0
+        except KafkaException as error:  # then all counts as tried before, which costs a note for each write
+            log.info("kafka_ends_unknown", detail=error_of(error).str())
+        return ends
 
     def _give_up(self, consumer: Consumer, partitions: Sequence[TopicPartition]) -> None:
         numbers = set(_numbers(partitions))
