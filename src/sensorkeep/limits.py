@@ -262,6 +262,9 @@ WORKER_OUTCOMES_WATCHED = 50
 WORKER_FAILURES_MAX = 20
 """Dead letters among the last WORKER_OUTCOMES_WATCHED claims, and more than half, that stop the worker: a bad
 release must not quarantine everything."""
+CLAIM_DISORDER_SECONDS_MAX = 24 * 3600
+"""A claim behind another in the queue counts as received at most this much earlier: a slow upload is published behind
+quick ones that began after it. Payloads that are not this much older than the first waiting claim stay."""
 HOUSEKEEPING_SECONDS = 3600.0
 """How often old payloads and ledger entries are looked for."""
 PAYLOADS_DELETED_AT_ONCE = 1_000

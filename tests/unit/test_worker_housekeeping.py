@@ -82,6 +82,27 @@ def test_a_payload_that_a_waiting_claim_names_stays_however_old_it_is(pipeline: 
     assert pipeline.store.read_raw([SENSOR], 0, 2 * START_US, 10).num_rows == 1
 
 
+def test_the_payload_of_a_slow_upload_stays_though_a_quick_one_that_began_later_is_before_it_in_the_queue(
+    pipeline: Pipeline, clock: ManualClock
+) -> None:
+    quick: list[str] = []
+
+    def slow(body: bytes) -> Iterator[bytes]:
+        yield body[:20]
+        clock.advance(limits.CLAIM_DISORDER_SECONDS_MAX - 10)
+        quick.append(send(pipeline, [clock.now_us()]))
+        yield body[20:]
+
+    body = json.dumps([{"equip_uuid": "old", "sensor": [{"sensor_uuid": SENSOR, "valor": 1.0}]}]).encode()
+    pipeline.acceptor.bulk(slow(body), "identity", Sender("test"))
+    clock.advance((PAYLOAD_DAYS + 5) * 86_400)  # the worker did not run all that time
+    pipeline.restart()
+    pipeline.worker._housekeep()
+    assert len(payloads(pipeline)) == 2
+    work(pipeline)
+    assert {batch.state for batch in pipeline.ledger.batches(None, 10)} == {"partial", "stored"}
+
+
 def test_housekeeping_looks_once_an_hour(pipeline: Pipeline, clock: ManualClock) -> None:
     work(pipeline)
     old = send(pipeline, [clock.now_us()])

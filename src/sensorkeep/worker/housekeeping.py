@@ -33,7 +33,7 @@ class Housekeeper:
         before_us = self._clock.now_us() - self._retention_days * DAY_US
         oldest_us = self._queue.depth().oldest_us
         if oldest_us is not None:  # a payload that a waiting claim names must stay, however old
-            before_us = min(before_us, oldest_us)
+            before_us = min(before_us, oldest_us - limits.CLAIM_DISORDER_SECONDS_MAX * MICROSECONDS)
         self._delete_payloads(before_us)
         self._ledger.purge(before_us)
 
