@@ -87,6 +87,18 @@ def test_a_topic_that_exists_is_left_as_it_is_and_one_that_forgets_is_told_of(ka
     assert names(fetch_all(queue, 1)) == ["1"]
 
 
+def test_a_topic_of_one_copy_that_does_not_sync_is_told_of_and_one_that_we_make_is_not(kafka: KafkaWorld) -> None:
+    with capture_logs() as logs:
+        kafka.open()
+    assert [line for line in logs if line["event"] == "kafka_topic_unsafe"] == []
+    kafka.topic += "-found"
+    kafka.admin.create_topics([NewTopic(kafka.topic, 1, 1)])[kafka.topic].result()
+    with capture_logs() as logs:
+        kafka.open()
+    (told,) = [line for line in logs if line["event"] == "kafka_topic_unsafe"]
+    assert (told["topic"], told["copies"], list(told["settings"])) == (kafka.topic, 1, ["flush.messages"])
+
+
 def test_brokers_that_do_not_answer_are_named_with_their_setting(
     kafka: KafkaWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:

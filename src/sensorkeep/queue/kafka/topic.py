@@ -45,17 +45,28 @@ class Topic:
 
     def settings(self) -> dict[str, str]:
         """Its settings at the brokers; why: decision 0011."""
+        # A claim is on this many machines before it counts as published, with one machine to spare.
+        acknowledging = max(1, self.replication_factor - 1)
         settings = {
             **_LOST_BY_RETENTION,
             "segment.bytes": str(KAFKA_SEGMENT_BYTES),
             "segment.ms": str(KAFKA_SEGMENT_HOURS * 3_600_000),
             "unclean.leader.election.enable": "false",
-            # A claim is on this many machines before it counts as published, with one machine to spare.
-            "min.insync.replicas": str(max(1, self.replication_factor - 1)),
+            "min.insync.replicas": str(acknowledging),
         }
-        if self.replication_factor == 1:
-            settings["flush.messages"] = "1"  # no other machine has it, so it must be on the disk
+        if acknowledging == 1:
+            settings["flush.messages"] = "1"  # perhaps no other machine has it, so it must be on the disk
         return settings
+
+
+def unsafe_settings(settings: Mapping[str, str | None], copies: int) -> dict[str, str | None]:
+    """Those of a topic with so many copies by which a published claim may be lost when one machine fails."""
+    names: list[str] = []
+    if copies > 1 and settings.get("unclean.leader.election.enable") != "false":
+        names.append("unclean.leader.election.enable")
+    if min(copies, int(settings.get("min.insync.replicas") or 1)) < 2 and settings.get("flush.messages") != "1":
+        names += ["flush.messages"] if copies == 1 else ["flush.messages", "min.insync.replicas"]
+    return {name: settings.get(name) for name in names}
 
 
 def prepare_topic(brokers: Brokers, topic: Topic, client_log: ClientLog, clock: Clock) -> int:
@@ -83,7 +94,7 @@ class _Preparation:
         elif len(found[self._topic.name].partitions) != self._topic.partitions:
             count = len(found[self._topic.name].partitions)
             log.info("kafka_topic_kept", topic=self._topic.name, partitions=count, configured=self._topic.partitions)
-        return self._check_settings()
+        return self._check_settings(min(len(each.replicas) for each in found[self._topic.name].partitions.values()))
 
     def _look(self, wanted: Callable[[Mapping[str, TopicMetadata]], bool]) -> Mapping[str, TopicMetadata]:
         """The topics, once `wanted` says yes to them."""
@@ -137,7 +148,7 @@ class _Preparation:
             " SENSORKEEP_KAFKA_… and what the user may do there"
         )
 
-    def _check_settings(self) -> int:
+    def _check_settings(self, copies: int) -> int:
         """Warn where the topic may lose claims by itself. Who may not look at its settings goes without that."""
         resource = ConfigResource(ResourceType.TOPIC, self._topic.name)
         try:
@@ -149,6 +160,8 @@ class _Preparation:
         risks = {name: found.get(name) for name, safe in _LOST_BY_RETENTION.items() if found.get(name) != safe}
         if risks:
             log.warning("kafka_topic_forgets", topic=self._topic.name, settings=risks, wanted=_LOST_BY_RETENTION)
+        if unsafe := unsafe_settings(found, copies):
+            log.warning("kafka_topic_unsafe", topic=self._topic.name, copies=copies, settings=unsafe)
         return int(found.get("min.insync.replicas") or 1)
 
 
