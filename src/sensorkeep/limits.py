@@ -195,6 +195,8 @@ KAFKA_POLL_SECONDS = 0.05
 """Longest wait of the threads that serve the client; closing waits for them."""
 KAFKA_CLOSE_SECONDS_MAX = 5.0
 """A group is left within this; with the brokers gone the client would wait for ever."""
+KAFKA_DEAD_LETTER_BYTES_CUT = 256 * KIB
+"""Of a message that is no claim and longer than the topic of the dead letters takes, so much is kept."""
 KAFKA_TRIM_SECONDS = 600.0
 """How often acknowledged claims are deleted from the topic."""
 KAFKA_SEGMENT_BYTES = 64 * MIB

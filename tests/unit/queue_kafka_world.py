@@ -76,7 +76,8 @@ class KafkaWorld:
 
     def write_raw(self, contents: Sequence[bytes], key: bytes) -> None:
         """Messages as another program would write them."""
-        producer = Producer({"bootstrap.servers": self.brokers, "partitioner": "murmur2_random"})
+        settings = {"partitioner": "murmur2_random", "message.max.bytes": 10_000_000}
+        producer = Producer({"bootstrap.servers": self.brokers, **settings})
         for content in contents:
             producer.produce(self.topic, content, key)
         assert producer.flush(DEADLINE_SECONDS) == 0

@@ -323,6 +323,24 @@ def test_a_topic_of_which_most_messages_are_no_claims_stops_the_worker_and_keeps
         fetch_all(queue, 1)
 
 
+def test_a_foreign_message_too_long_for_the_dead_letters_is_cut_there_and_holds_up_nothing(kafka: KafkaWorld) -> None:
+    sizes = {"max.message.bytes": "8000000"}
+    kafka.admin.create_topics([NewTopic(kafka.topic, 1, 1, config=sizes)])[kafka.topic].result()
+    queue = kafka.open()
+    foreign = [bytes([number]) * size for number, size in ((200, 1_020_000), (201, 5_000_000), (202, 900_000))]
+    kafka.write_raw(foreign, b"key")
+    queue.publish([claim("ours")])
+    assert names(fetch_all(queue, 1)) == ["ours"]
+    assert queue.damaged() == 3
+    letters = kafka.read(f"{kafka.topic}.dead-letter", 3)
+    assert [foreign[i].startswith(letter.value()) for i, letter in enumerate(letters)] == [True] * 3
+    cut = [dict(letter.headers()).get("cut_from_bytes") for letter in letters]
+    assert cut == [b"1020000", b"5000000", None]
+    assert [dict(letter.headers())["origin"] for letter in letters] == [
+        f"{kafka.topic}/0/{i}".encode() for i in (0, 1, 2)
+    ]
+
+
 # --- what others see ---
 
 

@@ -14,8 +14,13 @@ from collections.abc import Mapping, Sequence
 import structlog
 
 from sensorkeep.clock import Clock
-from sensorkeep.errors import Corrupt, Unavailable
-from sensorkeep.limits import KAFKA_DEPTH_CACHED_SECONDS, WORKER_FAILURES_MAX, WORKER_OUTCOMES_WATCHED
+from sensorkeep.errors import Corrupt, LimitExceeded, Unavailable
+from sensorkeep.limits import (
+    KAFKA_DEAD_LETTER_BYTES_CUT,
+    KAFKA_DEPTH_CACHED_SECONDS,
+    WORKER_FAILURES_MAX,
+    WORKER_OUTCOMES_WATCHED,
+)
 from sensorkeep.model import Claim
 from sensorkeep.queue.base import Delivery, QueueDepth
 from sensorkeep.queue.kafka.assignment import Held
@@ -170,7 +175,12 @@ class KafkaClaimQueue:
     def _bury(self, held: Held) -> None:
         place = f"{self._topic}/{held.partition}/{held.offset}"
         record = Record(b"", held.content, [("origin", place), ("reason", "it does not decode as a claim")])
-        self._publisher.publish(self._dead_letters.name, [record])
+        try:
+            self._publisher.publish(self._dead_letters.name, [record])
+        except LimitExceeded:  # no claim is nearly as long, and what follows must not wait behind it for ever
+            cut = record._replace(value=held.content[:KAFKA_DEAD_LETTER_BYTES_CUT])
+            cut.headers.append(("cut_from_bytes", str(len(held.content))))
+            self._publisher.publish(self._dead_letters.name, [cut])
         self._member().acknowledge([held.token])
         self._set_aside_count += 1
         log.error("claim_set_aside", origin=place, topic=self._dead_letters.name, size_bytes=len(held.content))
