@@ -610,7 +610,7 @@ def test_house_is_kept_in_steps_and_goes_on_where_another_process_left_off(
     rows_ = [(s, NOON_US + i * 5 * HOUR_US, float(i)) for s in range(4) for i in range(12)]
     keepers[0].write([write_of("a", *rows_)])
     before = {period: buckets(keepers[0], period) for period in PERIODS}
-    for turn in range(120):
+    for turn in range(400):
         if turn == 40:
             clock.advance(9 * 24 * 3600)
         keepers[turn % 2].maintain(clock.now_us())

@@ -9,14 +9,18 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import psycopg
 import pytest
 from psycopg import errors
-from tsdb_world import NOON_US, SHARED, UUIDS, buckets, postgres_database, write_of
+from tsdb_world import EQUIPMENT, NOON_US, SHARED, UUIDS, batch, buckets, postgres_database, readings, write_of
 
 from sensorkeep.clock import DAY_US, HOUR_US, MINUTE_US, ManualClock
-from sensorkeep.limits import POSTGRES_MAINTAIN_LOCK_PAUSE_SECONDS
+from sensorkeep.errors import Unavailable
+from sensorkeep.limits import POSTGRES_MAINTAIN_LOCK_PAUSE_SECONDS, POSTGRES_STEP_SECONDS
+from sensorkeep.model import Sensor, external_uuid
 from sensorkeep.tsdb.base import Period, StoreStatus, Write
 from sensorkeep.tsdb.postgres import PostgresStore, maintenance, sealing
 from sensorkeep.tsdb.postgres.engine import Session
 from sensorkeep.tsdb.postgres.statements import statement
+
+pytestmark = pytest.mark.distributed
 
 DAY = NOON_US // DAY_US
 DEADLINE_SECONDS = 60.0
@@ -89,7 +93,7 @@ def test_a_late_reading_is_in_the_day_that_is_rolled_up_in_parts(
     store.write([hourly("a", range(30))])
     made_first = min(range(4), key=UUIDS.__getitem__)  # sensors that come together are numbered in this order
     late = 0
-    for _ in range(60):
+    for _ in range(120):
         store.maintain(clock.now_us())
         if query(url, "SELECT rolled_series FROM telemetry.marks") == [(1,)]:
             late += 1
@@ -151,3 +155,89 @@ def test_a_deadlock_makes_maintenance_pause(
     clock.advance(POSTGRES_MAINTAIN_LOCK_PAUSE_SECONDS)
     keep_house(store, clock)
     assert sealed_days(url) == [DAY]
+
+
+# --- the size of a step -----------------------------------------------------------------------------------------------
+
+NOT_TOO_MANY = """
+CREATE FUNCTION telemetry.refuse() RETURNS TRIGGER LANGUAGE plpgsql AS $$
+BEGIN
+    IF (SELECT count(DISTINCT series) FROM made) > {most} THEN
+        RAISE query_canceled USING MESSAGE = 'canceling statement due to statement timeout';
+    END IF;
+    RETURN NULL;
+END
+$$;
+CREATE TRIGGER refuse_new AFTER INSERT ON telemetry.telemetry_{table} REFERENCING NEW TABLE AS made
+FOR EACH STATEMENT EXECUTE FUNCTION telemetry.refuse();
+CREATE TRIGGER refuse_changed AFTER UPDATE ON telemetry.telemetry_{table} REFERENCING NEW TABLE AS made
+FOR EACH STATEMENT EXECUTE FUNCTION telemetry.refuse();
+"""
+"""Statements that make buckets of too many sensors at once take too long."""
+
+
+class BusyClock(ManualClock):
+    """Every step takes as long as it should."""
+
+    def monotonic(self) -> float:
+        self.advance(0.75 * POSTGRES_STEP_SECONDS)
+        return super().monotonic()
+
+
+@pytest.fixture
+def plain_url() -> Iterator[str]:
+    with postgres_database("postgresql") as made:
+        yield made
+
+
+@pytest.mark.parametrize("table", ["hourly", "daily"])
+@pytest.mark.parametrize("late", [False, True])
+def test_a_step_that_the_server_ends_is_followed_by_smaller_ones(plain_url: str, table: str, late: bool) -> None:
+    clock = BusyClock(NOON_US)
+    store = PostgresStore(plain_url, clock=clock, raw_retention_days=0)
+    store.write([hourly("a", range(30))])
+    if late:
+        keep_house(store, clock, 30)
+        store.write([hourly("b", range(10), 2.0)])
+    with psycopg.connect(plain_url, autocommit=True) as connection:
+        connection.execute(NOT_TOO_MANY.format(table=table, most=1))
+    failures = 0
+    for _ in range(60):
+        clock.advance(60)
+        try:
+            store.maintain(clock.now_us())
+        except Unavailable:
+            failures += 1
+    assert 0 < failures < 10
+    rolled = "SELECT rolled_until >= '2026-02-18', (SELECT count(*) FROM telemetry.dirty) FROM telemetry.marks"
+    assert query(plain_url, rolled) == [(True, 0)]
+    assert sum(row["sum"] for row in buckets(store, "day")) == (160.0 if late else 120.0)
+    store.close()
+
+
+def test_steps_with_next_to_nothing_to_do_make_the_next_ones_no_larger(
+    plain_url: str, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sensorkeep.tsdb.postgres.rolling._SERIES_FIRST", 1)
+    store = PostgresStore(plain_url, clock=clock, raw_retention_days=0)
+
+    def write(batch_id: str, sensors: int, hours: int) -> None:
+        made = tuple(Sensor(uuid=external_uuid(f"many/{i}"), equipment_uuid=EQUIPMENT.uuid) for i in range(sensors))
+        rows = [
+            {"series": i, "time": NOON_US + hour * HOUR_US, "value": 1.0}
+            for i in range(sensors)
+            for hour in range(hours)
+        ]
+        store.write([Write(batch_id, batch(readings(rows), made))])
+
+    write("few", 10, 30)
+    keep_house(store, clock)
+    for turn in range(8):
+        store.write([write_of(f"late-{turn}", (0, NOON_US + turn, 1.0))])
+        keep_house(store, clock, 1)
+    with psycopg.connect(plain_url, autocommit=True) as connection:
+        connection.execute(NOT_TOO_MANY.format(table="daily", most=20))
+    write("many", 40, 1)
+    keep_house(store, clock)
+    assert query(plain_url, "SELECT count(*) FROM telemetry.dirty") == [(0,)]
+    store.close()

@@ -40,6 +40,7 @@ class State(NamedTuple):
     marking_us: int | None
     rolled_us: int | None
     rolled_series: int
+    rolling_us: int | None
     newest_us: int | None
     last_write_us: int | None
     last_series: int | None
@@ -123,8 +124,8 @@ class Maintenance:
     def _until_us(self, state: State, start_us: int, target_us: int) -> int:
         """Up to where one step goes: not past the end of the day, whose own buckets are made before it is passed."""
         day_end_us = (start_us // DAY_US + 1) * DAY_US
-        if state.rolled_series:
-            return day_end_us  # its hours are made, and some of its sensors' days
+        if state.rolling_us is not None:
+            return min(state.rolling_us, day_end_us)  # some of its sensors are made
         return min(target_us, day_end_us, start_us + self._buckets.hours * HOUR_US)
 
     def _prune(self, now_us: int) -> None:

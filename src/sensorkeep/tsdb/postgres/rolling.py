@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, LiteralString, NamedTuple, Protocol
 
 import numpy as np
@@ -25,7 +26,7 @@ day of the last three again and again, and redoing them at once would cost more 
 meanwhile; they compute changed buckets from raw. Where nothing was written since, there is no pause."""
 _SERIES_FIRST = 100
 _SERIES_MAX = 100_000
-"""Sensors of a day aggregated in one step: the first, and at most."""
+"""Sensors of a day aggregated in one step: the first, and at most. Of hours, which cost little, the most are first."""
 _NAMES: dict[Period, str] = {"hour": "telemetry_hourly", "day": "telemetry_daily"}
 _ALL_SENSORS = 2**31 - 1
 _LONGER: LiteralString = f"SET statement_timeout = '{POSTGRES_REFRESH_SECONDS_MAX}s'"
@@ -42,7 +43,7 @@ class Buckets(Protocol):
     def roll(self, start_us: int, until_us: int, after_series: int, last_series: int) -> bool:
         """Roll up hours of one day, [start, until), and its day where they end it; move `rolled_until`.
 
-        The day may take several calls: its sensors up to the number `after_series`, of `last_series`, are made.
+        It may take several calls: the sensors up to the number `after_series`, of `last_series`, are made.
         False where nothing could be done now.
         """
         ...
@@ -65,12 +66,13 @@ class Buckets(Protocol):
 
 
 class Tables:
-    """Buckets in tables of ours: hours of all sensors, days of some sensors in one step."""
+    """Buckets in tables of ours: hours, or a day with its last hours, of some sensors in one step."""
 
     def __init__(self, engine: Engine, clock: Clock) -> None:
         self._engine = engine
         self._clock = clock
         self._series = _Pace(_SERIES_FIRST, _SERIES_MAX)
+        self._series_of_hours = _Pace(_SERIES_MAX, _SERIES_MAX)
         self._hours = _Pace(1, 24)
 
     @property
@@ -82,29 +84,33 @@ class Tables:
         """See Buckets."""
         day_us = day_start(start_us)
         ends_day = until_us == day_us + DAY_US
-        if after_series == 0:
-            began = self._clock.monotonic()
-            bounds = {"start": moment(start_us), "end": moment(until_us)}
-            self._engine.run(lambda session: _save(session, "hour", "readings_between", bounds))
-            self._hours.took(self._clock.monotonic() - began)
-            if not ends_day:
-                self._engine.run(lambda session: _move_rolled(session, until_us))
-                return True
-        began = self._clock.monotonic()
-        upto = after_series + self._series.size
+        pace = self._series if ends_day else self._series_of_hours
+        upto = after_series + pace.size
         done = upto >= last_series
-        part: dict[str, Any] = {"after": after_series, "upto": _ALL_SENSORS if done else upto}
-        part |= {"start": moment(day_us), "end": moment(day_us + DAY_US)}
+        sensors = {"after": after_series, "upto": _ALL_SENSORS if done else upto}
 
-        def roll_day(session: Session) -> None:
-            _save(session, "day", "readings_of_slice", part)
+        def roll(session: Session) -> None:
+            part = sensors | {"start": moment(start_us), "end": moment(until_us)}
+            _save(session, "hour", "readings_of_slice", part)
+            if ends_day:
+                part = sensors | {"start": moment(day_us), "end": moment(until_us)}
+                _save(session, "day", "readings_of_slice", part)
             if done:
                 _move_rolled(session, until_us)
             else:
-                session.execute(statement("move_rolled_series"), {"upto": upto})
+                session.execute(statement("move_rolled_series"), {"upto": upto, "until": moment(until_us)})
 
-        self._engine.run(roll_day)
-        self._series.took(self._clock.monotonic() - began)
+        began, seconds = self._clock.monotonic(), math.inf
+        try:
+            self._engine.run(roll)
+            seconds = self._clock.monotonic() - began
+        finally:
+            hours = (until_us - start_us) // HOUR_US
+            all_at_once = done and after_series == 0 and not ends_day
+            if all_at_once:
+                self._hours.took(seconds, hours)
+            if not all_at_once or hours == 1:
+                pace.took(seconds, min(pace.size, last_series - after_series))
         return True
 
     def redo(self, now_us: int) -> bool:
@@ -120,11 +126,13 @@ class Tables:
 
     def redo_day(self, day: int) -> bool:
         """See Buckets."""
-        began = self._clock.monotonic()
-        found = self._engine.run(lambda session: _redo(session, day, self._series.size))
-        if found:
-            self._series.took(self._clock.monotonic() - began)
-        return found
+        began, seconds, redone = self._clock.monotonic(), math.inf, self._series.size
+        try:
+            redone = self._engine.run(lambda session: _redo(session, day, self._series.size))
+            seconds = self._clock.monotonic() - began
+        finally:
+            self._series.took(seconds, redone)
+        return redone > 0
 
     def confirm_day(self, day: int) -> bool:
         """See Buckets."""
@@ -263,12 +271,13 @@ class _Pace:
         self.size = first
         self._most = most
 
-    def took(self, seconds: float) -> None:
-        """Tell how long the last step took."""
+    def took(self, seconds: float, amount: int) -> None:
+        """Tell how long a step took, infinity where it failed, and how much it was: one with next to nothing to do
+        says nothing about larger ones."""
         if seconds < POSTGRES_STEP_SECONDS / 2:
-            self.size = min(2 * self.size, self._most)
+            self.size = max(self.size, min(2 * amount, self._most))
         elif seconds > POSTGRES_STEP_SECONDS:
-            self.size = max(1, self.size // 2)
+            self.size = max(1, min(self.size, amount) // 2)
 
 
 def _save(session: Session, period: Period, source: str, bounds: dict[str, Any]) -> None:
@@ -312,19 +321,20 @@ def _marks(session: Session, day: int, sensors: int) -> _Marks | None:
     return _Marks(ids.tolist(), series, time_us, rolled)
 
 
-def _redo(session: Session, day: int, sensors: int) -> bool:
-    """Make the changed hours of some sensors of a day anew, and their day; False where there is no mark.
+def _redo(session: Session, day: int, sensors: int) -> int:
+    """Make the changed hours of some sensors of a day anew, and their day; of how many, 0 where there is no mark.
 
     Each statement sees what was committed before it, so the readings of every mark that was found are in.
     """
     marks = _marks(session, day, sensors)
     if marks is None:
-        return False
+        return 0
     bounds: dict[str, Any] = {"start": moment(day * DAY_US), "end": moment((day + 1) * DAY_US)}
     hours = np.unique(np.stack([marks.series, marks.time_us]), axis=1)
+    series = np.unique(marks.series).tolist()
     wanted = {"hour_series": hours[0].tolist(), "hour_us": hours[1].tolist()}
     _save(session, "hour", "readings_of_hours", bounds | wanted)
     if marks.day_is_rolled:
-        _save(session, "day", "readings_of_sensors", bounds | {"series": np.unique(marks.series).tolist()})
+        _save(session, "day", "readings_of_sensors", bounds | {"series": series})
     session.execute(statement("forget_dirty"), {"ids": marks.ids})
-    return True
+    return len(series)

@@ -26,6 +26,7 @@ SELECT
     (extract(epoch FROM marking_until) * 1000000)::BIGINT,
     (extract(epoch FROM rolled_until) * 1000000)::BIGINT,
     rolled_series,
+    (extract(epoch FROM rolling_until) * 1000000)::BIGINT,
     (extract(epoch FROM newest) * 1000000)::BIGINT,
     (extract(epoch FROM last_write) * 1000000)::BIGINT,
     (SELECT max(id) FROM series)
@@ -38,10 +39,10 @@ SELECT min(day) FROM days WHERE NOT sealed AND day >= %(day)s
 UPDATE marks SET marking_until = %(until)s WHERE marking_until IS NULL OR marking_until < %(until)s
 
 -- name: move_rolled
-UPDATE marks SET rolled_until = %(until)s, rolled_series = 0
+UPDATE marks SET rolled_until = %(until)s, rolled_series = 0, rolling_until = NULL
 
 -- name: move_rolled_series
-UPDATE marks SET rolled_series = %(upto)s
+UPDATE marks SET rolled_series = %(upto)s, rolling_until = %(until)s
 
 -- name: dirty_days
 -- Days with changed hours that are rolled up, those that wait longest first; and whether it is time for each: for any at
@@ -156,4 +157,4 @@ UPDATE marks SET {period}s_shown_at = %(now)s
 
 -- name: day_is_rolled
 -- Or made for some of its sensors: of the others it is made later, from what is there then.
-SELECT coalesce(rolled_until >= %(end)s OR rolled_series > 0, false) FROM marks
+SELECT coalesce(greatest(rolled_until, rolling_until) >= %(end)s, false) FROM marks

@@ -47,12 +47,8 @@ FROM (
     GROUP BY 1, 2
 ) AS made
 
--- name: readings_between
-SELECT series, time, value FROM readings
-WHERE time >= %(start)s AND time < %(end)s
-
 -- name: readings_of_slice
--- One day, some sensors.
+-- One day, or a part of it, some sensors.
 SELECT series, time, value FROM readings
 WHERE time >= %(start)s AND time < %(end)s AND series > %(after)s AND series <= %(upto)s
 

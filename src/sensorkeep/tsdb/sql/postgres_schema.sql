@@ -5,11 +5,11 @@
 CREATE SCHEMA IF NOT EXISTS telemetry;
 
 -- One row: how far things are. Hours before `marking_until` are marked when readings are written into them; hours
--- before `rolled_until`, and days that end before it, are stored and, unless they are marked, true. Of the day that
--- `rolled_until` stands at the end of, the buckets of series up to `rolled_series` are made. `newest` is the time of
--- the newest reading, `last_write` when one came; they run a little behind. `redone_at` is when changed buckets were
--- last made anew, `redo_after` when it is time for some more; `hours_shown_at` and `days_shown_at` are when TimescaleDB's
--- aggregates were last refreshed up to the present. Null: there is nothing yet.
+-- before `rolled_until`, and days that end before it, are stored and, unless they are marked, true. A step of rolling up
+-- may take several transactions: from `rolled_until` to `rolling_until`, the buckets of series up to `rolled_series` are
+-- made. `newest` is the time of the newest reading, `last_write` when one came; they run a little behind. `redone_at` is
+-- when changed buckets were last made anew, `redo_after` when it is time for some more; `hours_shown_at` and
+-- `days_shown_at` are when TimescaleDB's aggregates were last refreshed up to the present. Null: there is nothing yet.
 CREATE TABLE telemetry.marks (
     one BOOLEAN PRIMARY KEY DEFAULT true CHECK (one),
     revision TEXT NOT NULL,
@@ -17,6 +17,7 @@ CREATE TABLE telemetry.marks (
     marking_until TIMESTAMPTZ,
     rolled_until TIMESTAMPTZ,
     rolled_series INTEGER NOT NULL DEFAULT 0,
+    rolling_until TIMESTAMPTZ,
     newest TIMESTAMPTZ,
     last_write TIMESTAMPTZ,
     redone_at TIMESTAMPTZ,
