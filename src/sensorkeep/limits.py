@@ -269,6 +269,8 @@ CLAIM_DISORDER_SECONDS_MAX = 24 * 3600
 quick ones that began after it. Payloads that are not this much older than the first waiting claim stay."""
 HOUSEKEEPING_SECONDS = 3600.0
 """How often old payloads and ledger entries are looked for."""
+ABANDONED_AT_ONCE_MAX = 1_000
+"""Batches whose claims are gone that are ended at once."""
 PAYLOADS_DELETED_AT_ONCE = 1_000
 """Old payloads deleted by one request to the object store: S3's limit."""
 CLAIM_ATTEMPTS_MAX = 5

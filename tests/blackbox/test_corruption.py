@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -67,6 +68,32 @@ def test_a_damaged_payload_becomes_a_dead_letter_and_the_rest_goes_on(data_dir: 
         wait_until(lambda: server.accounting()["stored"] == 700)
         assert server.accounting()["quarantined"] == 30
         assert raw_count(server, external_uuid("cut")) == 500
+    finally:
+        server.stop()
+
+
+def test_a_damaged_claim_is_told_and_the_rest_goes_on(data_dir: Path) -> None:
+    """What becomes of its batch a day later: tests/unit/test_worker_housekeeping.py."""
+    server = Server(data_dir, SENSORKEEP_GATHER_SECONDS=60).start()
+    try:
+        damaged = send_bulk(server, external_uuid("damaged"), 50)
+        whole = send_bulk(server, external_uuid("whole"), 20)
+        assert server.accounting()["pending"] == 70
+        server.kill()
+        with sqlite3.connect(data_dir / "queue.sqlite") as connection:
+            ((number, claim),) = connection.execute(
+                "SELECT seq, claim FROM claims WHERE instr(claim, CAST(? AS BLOB)) > 0", (damaged,)
+            ).fetchall()
+            flipped = claim[:-3] + bytes([claim[-3] ^ 4]) + claim[-2:]
+            connection.execute("UPDATE claims SET claim = ? WHERE seq = ?", (flipped, number))
+        connection.close()
+        server.settings["SENSORKEEP_GATHER_SECONDS"] = "0.05"
+        server.start()
+        wait_until(lambda: server.accounting()["stored"] == 20)
+        assert server.client.get(f"/telemetry/batches/{whole}").json()["state"] == "stored"
+        assert server.client.get(f"/telemetry/batches/{damaged}").json()["state"] == "accepted"
+        assert '"claim_damaged"' in server.log
+        assert raw_count(server, external_uuid("whole")) == 20
     finally:
         server.stop()
 

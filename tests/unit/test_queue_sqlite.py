@@ -9,6 +9,7 @@ import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from sensorkeep.clock import SystemClock
@@ -19,6 +20,7 @@ from sensorkeep.queue.group_commit import Change, GroupCommit
 from sensorkeep.queue.sqlite import SqliteClaimQueue
 
 DEADLINE_SECONDS = 20.0
+PAYLOAD = b'{"temperature": 21.5}'
 
 
 @pytest.fixture
@@ -187,6 +189,37 @@ def test_claims_that_do_not_read_back_are_set_aside_and_counted(path: Path) -> N
             (3, b"\xc1\xff\0"),
         ]
     connection.close()
+
+
+def test_a_flipped_bit_anywhere_in_a_claim_is_noticed(path: Path) -> None:
+    size = len(msgspec.msgpack.encode(claim("flipped", payload=PAYLOAD))) + 5
+    for bit in range(0, 8 * size, 7):
+        queue = SqliteClaimQueue(path, SystemClock())
+        queue.publish([claim("sound"), claim("flipped", payload=PAYLOAD)])
+        queue.close()
+        with sqlite3.connect(path) as connection:
+            ((number, content),) = connection.execute(
+                "SELECT seq, claim FROM claims WHERE instr(claim, CAST('flipped' AS BLOB)) > 0"
+            ).fetchall()
+            assert len(content) == size
+            place = bit // 8
+            flipped = content[:place] + bytes([content[place] ^ (1 << bit % 8)]) + content[place + 1 :]
+            connection.execute("UPDATE claims SET claim = ? WHERE seq = ?", (flipped, number))
+        connection.close()
+        queue = SqliteClaimQueue(path, SystemClock())
+        assert drain(queue) == ["sound"], bit
+        queue.close()
+
+
+def test_claims_of_the_first_release_have_no_checksum_and_are_read(path: Path) -> None:
+    SqliteClaimQueue(path, SystemClock()).close()
+    with sqlite3.connect(path) as connection:
+        content = msgspec.msgpack.encode(claim("old"))
+        connection.execute("INSERT INTO claims (seq, readings, received_us, claim) VALUES (1, 1, 1, ?)", (content,))
+    connection.close()
+    queue = SqliteClaimQueue(path, SystemClock())
+    assert drain(queue) == ["old"]
+    queue.close()
 
 
 def test_a_fetch_gives_a_sound_claim_behind_any_number_of_damaged_ones(path: Path, queue: SqliteClaimQueue) -> None:

@@ -153,3 +153,40 @@ def test_backfilled_raw_ages_out_and_its_rollups_stay(pipeline: Pipeline, clock:
     (day,) = pipeline.store.read_rollup("day", [SENSOR], day_us, day_us + DAY_US, 10).to_pylist()
     assert (day["count"], day["min"], day["max"], day["active_minutes"]) == (24, 0.0, 23.0, 24)
     assert pipeline.store.read_rollup("hour", [SENSOR], day_us, day_us + DAY_US, 100).num_rows == 24
+
+
+def test_a_batch_whose_claim_is_gone_ends_as_a_dead_letter_that_can_be_replayed(
+    pipeline: Pipeline, clock: ManualClock
+) -> None:
+    lost = send(pipeline, [clock.now_us()])
+    (delivery,) = pipeline.queue.fetch(10, 1_000, 0.0)
+    pipeline.queue.ack([delivery])  # as if it had not read back
+    work(pipeline)
+    assert pipeline.ledger.batch(lost).state == "accepted"
+    clock.advance(limits.CLAIM_DISORDER_SECONDS_MAX + limits.HOUSEKEEPING_SECONDS)
+    waiting = send(pipeline, [clock.now_us()])
+    pipeline.worker._housekeep()
+    assert pipeline.ledger.batch(lost).state == "dead_letter"
+    assert pipeline.ledger.batch(waiting).state == "accepted"
+    assert pipeline.ledger.accounting()[1] == Accounting(received=4, quarantined=3, pending=1)
+    work(pipeline)
+    assert pipeline.ledger.oldest_pending_us() is None
+    pipeline.acceptor.replay(lost, Sender("test"))
+    work(pipeline)
+    assert pipeline.ledger.accounting()[1] == Accounting(received=4, stored=2, quarantined=2)
+
+
+def test_a_batch_whose_claim_waits_behind_others_or_is_replayed_is_not_taken_for_lost(
+    pipeline: Pipeline, clock: ManualClock
+) -> None:
+    waiting = send(pipeline, [clock.now_us()])
+    clock.advance(3 * limits.CLAIM_DISORDER_SECONDS_MAX)
+    pipeline.worker._housekeep()
+    assert pipeline.ledger.batch(waiting).state == "accepted"
+    work(pipeline)
+    replay = pipeline.acceptor.replay(waiting, Sender("test"))
+    pipeline.ledger.reopen(waiting, replay)
+    clock.advance(3 * limits.CLAIM_DISORDER_SECONDS_MAX)
+    pipeline.queue.ack(pipeline.queue.fetch(10, 1_000, 0.0))
+    pipeline.worker._housekeep()
+    assert pipeline.ledger.batch(waiting).state == "accepted"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
+import zlib
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, closing
 from importlib.resources import files
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
+import structlog
 
 from sensorkeep.clock import Clock
 from sensorkeep.errors import Corrupt, InvalidInput, SensorkeepError, Unavailable
@@ -29,6 +31,8 @@ from sensorkeep.limits import (
 from sensorkeep.model import Claim
 from sensorkeep.queue.base import Delivery, QueueDepth
 from sensorkeep.queue.group_commit import Change, GroupCommit
+
+log = structlog.get_logger(__name__)
 
 _COLUMNS = "c.seq, c.readings, c.claim, coalesce(r.attempts, c.seq <= (SELECT delivered_through FROM state))"
 _SELECT = f"SELECT {_COLUMNS} FROM claims c LEFT JOIN redelivered r USING (seq)"  # noqa: S608 - constants only
@@ -44,6 +48,11 @@ _STATE = (
     "SELECT max(last_seq, coalesce((SELECT max(seq) FROM claims), 0)), removed, delivered_through, "
     "(SELECT received_us FROM claims ORDER BY seq LIMIT 1) FROM state"
 )
+
+_CHECKED = b"\xc1"
+"""Stands before the CRC-32 of a claim and the claim: SQLite would not notice a flipped bit. No MessagePack begins so;
+the claims of the first release have no checksum."""
+_HEAD_BYTES = len(_CHECKED) + 4
 
 _DAMAGED_FILE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
@@ -90,7 +99,7 @@ class SqliteClaimQueue:
     # --- the contract ---
 
     def publish(self, claims: Sequence[Claim]) -> None:
-        rows = [(claim.readings, claim.received_us, self._encoder.encode(claim)) for claim in claims]
+        rows = [(claim.readings, claim.received_us, self._encode(claim)) for claim in claims]
         if not rows:
             return
 
@@ -193,6 +202,9 @@ class SqliteClaimQueue:
         rows, exhausted = self._select(again, first_new, max_claims, max_readings)
         if rows:
             self._group.commit(self._hand_out(rows))
+            for row in rows:
+                if row.claim is None:
+                    log.error("claim_damaged", file=str(self._path), number=row.seq)
         with self._state:
             examined = {row.seq for row in rows}
             self._released -= examined
@@ -232,7 +244,15 @@ class SqliteClaimQueue:
         finally:
             cursor.close()  # ends the snapshot, which would keep the log from being cut
 
+    def _encode(self, claim: Claim) -> bytes:
+        content = self._encoder.encode(claim)
+        return b"".join((_CHECKED, zlib.crc32(content).to_bytes(4, "big"), content))
+
     def _decode(self, content: bytes) -> Claim | None:
+        if content.startswith(_CHECKED):
+            checksum, content = content[len(_CHECKED) : _HEAD_BYTES], content[_HEAD_BYTES:]
+            if zlib.crc32(content) != int.from_bytes(checksum, "big"):
+                return None
         try:
             return self._decoder.decode(content)
         except msgspec.DecodeError:

@@ -193,6 +193,7 @@ class GroupConsumer:
             "session.timeout.ms": KAFKA_SESSION_SECONDS * 1000,
             "heartbeat.interval.ms": KAFKA_SESSION_SECONDS * 300,
             "allow.auto.create.topics": False,
+            "check.crcs": True,
             "queued.min.messages": KAFKA_BUFFER_CLAIMS_MAX,
             "queued.max.messages.kbytes": KAFKA_PREFETCH_KIB_MAX,
             "fetch.error.backoff.ms": 100,
