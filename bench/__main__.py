@@ -61,6 +61,7 @@ def grown_figures(readings: int, retention_days: int, calls: int) -> Iterator[Fi
         result = growth.fill_apart(Path(folder) / "data", readings, retention_days)
         yield from growth.figures(result)
         if calls:
+            yield from growth.http_figures(Path(folder), f"{readings // growth.MILLION} M readings", retention_days)
             what = f"{readings // growth.MILLION} M readings, raw of {result.raw_readings // growth.MILLION} M kept"
             yield from query.figures(Path(folder), what, retention_days, calls)
 

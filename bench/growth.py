@@ -1,10 +1,11 @@
-"""The store alone at growing size, up to 40 million readings with retention: readings per CPU-second of the process.
+"""The store at growing size, up to 40 million readings with retention: readings per CPU-second of the process.
 
-    python -m bench.growth [--readings 40000000] [--minutes 200] [--retention-days 14] [--directory DIR]
+    python -m bench.growth [--readings 40000000] [--minutes 200] [--retention-days 14] [--directory DIR] [--http]
 
-In one process, without HTTP and JSON, so that nothing hides what growth costs: the workload as columns, 200,000
-readings a transaction, late ones settled every fourth, a round of maintenance after each, and a clock that follows the
-readings, so that days are closed and dropped as in a server of that age. The counts are checked at the end.
+First the store alone, in one process without HTTP and JSON, so that nothing hides what growth costs: the workload as
+columns, 200,000 readings a transaction, late ones settled every fourth, a round of maintenance after each, and a clock
+that follows the readings, so that days are closed and dropped as in a server of that age. The counts are checked at
+the end. Then the server: the readings that follow, over HTTP, against the first million in an empty directory.
 """
 
 from __future__ import annotations
@@ -15,15 +16,17 @@ import multiprocessing
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
 
+from bench.bulk import CONNECTIONS, WARM_UP, send_all
+from bench.contenders import Sensorkeep
 from bench.report import Figure
-from bench.workload import SENSORS, Growth
+from bench.workload import READINGS_PER_BATCH, SENSORS, Growth, Load, make_loads
 from sensorkeep.app.backends import open_backends
 from sensorkeep.catalog.inventory import CatalogInventory
 from sensorkeep.clock import MICROSECONDS, MINUTE_US, SystemClock
@@ -33,6 +36,9 @@ from sensorkeep.tsdb.base import TimeSeriesStore, Write
 
 MILLION = 1_000_000
 SETTLE_EVERY = 4
+HTTP_BATCHES = 150
+"""Bodies sent once the store has grown: two days, so that days are closed meanwhile."""
+HTTP_MINUTES = (HTTP_BATCHES + 1) * READINGS_PER_BATCH // SENSORS
 CATCH_UP_SECONDS = 15
 """How long the store may keep house before it is read: changed buckets of several days are redone in each second."""
 
@@ -94,10 +100,10 @@ class _Measured:
 
 
 def fill(directory: Path, readings: int, minutes: int, retention_days: int) -> GrowthResult:
-    """Write the workload, up to now, into a data directory."""
+    """Write the workload, up to HTTP_MINUTES ago, into a data directory."""
     system = SystemClock()
     rounds = readings // SENSORS // minutes * minutes
-    growth = Growth(system.now_us() // MINUTE_US * MINUTE_US - rounds * MINUTE_US, minutes)
+    growth = Growth(system.now_us() // MINUTE_US * MINUTE_US - (rounds + HTTP_MINUTES) * MINUTE_US, minutes)
     clock = _ReadingsClock(growth.options.start_us)
     config = load_config(data_dir=directory, raw_retention_days=retention_days)
     backends = open_backends(config, "serve", clock)
@@ -172,6 +178,32 @@ def figures(result: GrowthResult) -> Iterator[Figure]:
     yield Figure(f"{name}: resident memory at the end, MiB", [result.resident_mib], 0)
 
 
+def http_figures(directory: Path, what: str, retention_days: int) -> Iterator[Figure]:
+    """The rows of the table of a server on `directory`/data, which `fill` has made; it has more readings afterwards."""
+    loads = make_loads("slim", HTTP_BATCHES)
+    with tempfile.TemporaryDirectory() as empty:
+        first = _http_rate(Path(empty), loads[: MILLION // READINGS_PER_BATCH + WARM_UP], retention_days)
+    last = _http_rate(directory, loads, retention_days)
+    yield Figure("growth, over HTTP, slim: readings per CPU-second, the first million", [first], 0)
+    yield Figure(f"growth, over HTTP, slim: readings per CPU-second, after {what}", [last], 0)
+    name = f"growth, over HTTP, slim: ratio after {what} to the first million"
+    yield Figure(name, [last / first], 2, "0.5 / 0.8", is_ratio=True)
+
+
+def _http_rate(directory: Path, loads: Sequence[Load], retention_days: int) -> float:
+    """Readings per CPU-second of a server on this directory."""
+    server = Sensorkeep(directory, SENSORKEEP_RAW_RETENTION_DAYS=str(retention_days))
+    try:
+        send_all(server, loads[:WARM_UP], 1)
+        server.finish()
+        cpu = server.tree.cpu_seconds()
+        send_all(server, loads[WARM_UP:], CONNECTIONS)
+        server.finish()
+        return sum(load.readings for load in loads[WARM_UP:]) / (server.tree.cpu_seconds() - cpu)
+    finally:
+        server.stop()
+
+
 def main() -> None:
     """Run and print."""
     arguments = argparse.ArgumentParser(description=__doc__)
@@ -179,12 +211,17 @@ def main() -> None:
     arguments.add_argument("--minutes", type=int, default=200, help="of readings in one transaction")
     arguments.add_argument("--retention-days", type=int, default=14)
     arguments.add_argument("--directory", type=Path, default=None)
+    arguments.add_argument("--http", action="store_true", help="go on over HTTP")
     options = arguments.parse_args()
     with tempfile.TemporaryDirectory(dir=options.directory) as folder:
         result = fill(Path(folder) / "data", options.readings, options.minutes, options.retention_days)
-    print(json.dumps({part: round(cost, 3) for part, cost in result.parts.items()}))
-    for figure in figures(result):
-        print(figure.line())
+        print(json.dumps({part: round(cost, 3) for part, cost in result.parts.items()}))
+        for figure in figures(result):
+            print(figure.line())
+        if options.http:
+            what = f"{options.readings // MILLION} M readings"
+            for figure in http_figures(Path(folder), what, options.retention_days):
+                print(figure.line(), flush=True)
 
 
 if __name__ == "__main__":
