@@ -16,7 +16,7 @@ from sensorkeep.errors import Unavailable
 from sensorkeep.limits import POSTGRES_MAINTAIN_LOCK_PAUSE_SECONDS, POSTGRES_STEP_SECONDS
 from sensorkeep.model import Sensor, external_uuid
 from sensorkeep.tsdb.base import Period, StoreStatus, Write
-from sensorkeep.tsdb.postgres import PostgresStore, maintenance, sealing
+from sensorkeep.tsdb.postgres import PostgresStore, maintenance, rolling, sealing
 from sensorkeep.tsdb.postgres.engine import Session
 from sensorkeep.tsdb.postgres.statements import statement
 
@@ -102,6 +102,40 @@ def test_a_late_reading_is_in_the_day_that_is_rolled_up_in_parts(
                  ) == [(True, 0)]  # fmt: skip
     for period in PERIODS:
         assert sum(row["sum"] for row in buckets(store, period)) == 120.0 + 10.0 * late
+
+
+@pytest.mark.parametrize("step", ["_move_rolled", "_note_redone"])
+def test_a_keeper_that_lost_its_lock_changes_nothing_any_more(
+    opening: Callable[..., PostgresStore], url: str, clock: ManualClock, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """Its session is ended in the middle of a step, and another worker goes on meanwhile."""
+    monkeypatch.setattr("sensorkeep.tsdb.postgres.rolling._SERIES_FIRST", 3)
+    first, second = opening(), opening()
+    first.write([hourly("a", range(30))])
+    if step == "_note_redone":
+        keep_house(first, clock)
+        first.write([hourly("b", range(3), 2.0)])
+    going_on = getattr(rolling, step)
+    states: list[object] = []
+
+    def too_late(*arguments: object) -> None:
+        if not states:
+            query(url, "SELECT pg_terminate_backend(pid, 60000) FROM pg_locks WHERE locktype = 'advisory'"
+                       " AND classid = 7363282 AND objid = 3 AND granted AND database = (SELECT oid FROM pg_database"
+                       " WHERE datname = current_database())")  # fmt: skip
+            states.append(None)
+            clock.advance(3600)
+            keep_house(second, clock)
+            states[0] = query(url, "SELECT * FROM telemetry.marks")
+        going_on(*arguments)
+
+    monkeypatch.setattr(rolling, step, too_late)
+    with pytest.raises(Unavailable):
+        first.maintain(clock.now_us())
+    assert query(url, "SELECT * FROM telemetry.marks") == states[0]
+    keep_house(first, clock)
+    for period in PERIODS:
+        assert sum(row["sum"] for row in buckets(second, period)) == 120.0 + (12.0 if step == "_note_redone" else 0.0)
 
 
 # --- locks that others wait behind ------------------------------------------------------------------------------------

@@ -93,20 +93,12 @@ class Engine:
         restored from a backup, so that nothing remembered of it is to be believed."""
         return self._losses
 
-    def run(self, work: Callable[[Session], Result], attempts_max: int = POSTGRES_ATTEMPTS_MAX) -> Result:
+    def run(self, work: Callable[[Session], Result]) -> Result:
         """Do `work` in one transaction, durable when it returns; again where it met somebody else's (bounded).
 
         Raises Unavailable, Corrupt, Poisoned, or what `work` raises; nothing is changed then.
         """
-        attempt = 1
-        while True:
-            try:
-                with self.session() as session, session.transaction():
-                    return work(session)
-            except (Retry, errors.SerializationFailure, errors.DeadlockDetected) as error:
-                if attempt == attempts_max:
-                    raise Unavailable(f"the time series store is too busy: {error}") from error
-                attempt += 1
+        return in_transaction(self.session, work)
 
     @contextlib.contextmanager
     def snapshot(self, first: str | None = None) -> Iterator[Session]:
@@ -177,6 +169,21 @@ class Engine:
     def _count_loss(self) -> None:
         with self._lock:
             self._losses += 1
+
+
+def in_transaction(
+    opened: Callable[[], contextlib.AbstractContextManager[Session]], work: Callable[[Session], Result]
+) -> Result:
+    """See Engine.run. `opened` gives the session, for each try."""
+    attempt = 1
+    while True:
+        try:
+            with opened() as session, session.transaction():
+                return work(session)
+        except (Retry, errors.SerializationFailure, errors.DeadlockDetected) as error:
+            if attempt == POSTGRES_ATTEMPTS_MAX:
+                raise Unavailable(f"the time series store is too busy: {error}") from error
+            attempt += 1
 
 
 @contextlib.contextmanager

@@ -7,16 +7,16 @@ from collections.abc import Callable
 from psycopg import errors
 
 from sensorkeep.clock import Clock
-from sensorkeep.errors import Unavailable
 from sensorkeep.limits import POSTGRES_MAINTAIN_LOCK_PAUSE_SECONDS, POSTGRES_MAINTAIN_LOCK_SECONDS_MAX
-from sensorkeep.tsdb.postgres.engine import Engine, Session
+from sensorkeep.tsdb.postgres.engine import Session
+from sensorkeep.tsdb.postgres.keeper import Keeper
 
 
 class Hurry:
     """Transactions that ask for such locks: they give up soon, and are then not tried again for a while."""
 
-    def __init__(self, engine: Engine, clock: Clock) -> None:
-        self._engine = engine
+    def __init__(self, keeper: Keeper, clock: Clock) -> None:
+        self._keeper = keeper
         self._clock = clock
         self._not_before = clock.monotonic()
 
@@ -26,15 +26,14 @@ class Hurry:
         return self._clock.monotonic() < self._not_before
 
     def run(self, work: Callable[[Session], bool]) -> bool:
-        """As Engine.run, once; False, with nothing changed, where the locks are not free within
+        """As Keeper.run, once; False, with nothing changed, where the locks are not free within
         POSTGRES_MAINTAIN_LOCK_SECONDS_MAX, or somebody waits for us who has them, or it was so a moment ago."""
         if self.pauses:
             return False
         try:
-            return self._engine.run(lambda session: _hurried(session, work), attempts_max=1)
-        except Unavailable as error:
-            if not isinstance(error.__cause__, (errors.LockNotAvailable, errors.DeadlockDetected)):
-                raise
+            with self._keeper.session() as session, session.transaction():
+                return _hurried(session, work)
+        except (errors.LockNotAvailable, errors.DeadlockDetected):
             self._not_before = self._clock.monotonic() + POSTGRES_MAINTAIN_LOCK_PAUSE_SECONDS
             return False
 

@@ -1,15 +1,14 @@
 """Keeping the store: hours and days rolled up, changed ones redone, old days sealed, batch ids forgotten.
 
-One process at a time does it (an advisory lock); the others return at once. Rolling up goes in three steps, so that no
-reading is missed and none waits for it long: `marking_until` moves, and from then on writers mark what they change
-before it; the writers in flight end; then the buckets are made, and `rolled_until` follows. Marks are forgotten only
-if they were there before the buckets were made. How buckets are made is in `rolling`, how days are sealed in `sealing`.
+One process at a time does it (a lock, see `keeper`); the others return at once. Rolling up goes in three steps, so
+that no reading is missed and none waits for it long: `marking_until` moves, and from then on writers mark what they
+change before it; the writers in flight end; then the buckets are made, and `rolled_until` follows. Marks are forgotten
+only if they were there before the buckets were made. How buckets are made is in `rolling`, how days are sealed in
+`sealing`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
 from sensorkeep.clock import DAY_US, HOUR_US, MICROSECONDS, Clock
@@ -23,6 +22,7 @@ from sensorkeep.limits import (
 from sensorkeep.rollup import hour_start
 from sensorkeep.tsdb.postgres.engine import Engine, Session
 from sensorkeep.tsdb.postgres.hurry import Hurry
+from sensorkeep.tsdb.postgres.keeper import Keeper
 from sensorkeep.tsdb.postgres.rolling import Aggregates, Buckets, Tables
 from sensorkeep.tsdb.postgres.sealing import Sealing
 from sensorkeep.tsdb.postgres.statements import statement
@@ -51,40 +51,31 @@ class Maintenance:
 
     def __init__(self, engine: Engine, clock: Clock, *, extension: str | None, raw_retention_days: int) -> None:
         """`extension`: the schema that TimescaleDB is in; None without it."""
-        self._engine = engine
+        self._keeper = Keeper(engine)
         self._clock = clock
-        self._buckets: Buckets = Tables(engine, clock) if extension is None else Aggregates(engine, extension)
-        self._hurry = Hurry(engine, clock)
-        self._sealing = Sealing(engine, clock, self._buckets, raw_retention_days)
+        self._buckets: Buckets = (
+            Tables(self._keeper, clock) if extension is None else Aggregates(self._keeper, extension)
+        )
+        self._hurry = Hurry(self._keeper, clock)
+        self._sealing = Sealing(self._keeper, clock, self._buckets, raw_retention_days)
         self._pruned_us: int | None = None
 
     def run(self, now_us: int) -> None:
         """See TimeSeriesStore.maintain. Returns at once where another process is at it."""
-        with self._alone() as mine:
+        with self._keeper.alone() as mine:
             if not mine:
                 return
             began = self._clock.monotonic()
-            self._engine.run(lambda session: session.execute(statement("observe")))
+            self._keeper.run(lambda session: session.execute(statement("observe")))
             for _ in range(_STEPS_MAX):
                 if not self._step(now_us) or self._clock.monotonic() - began >= POSTGRES_MAINTAIN_SECONDS:
                     break
             self._buckets.show(now_us)
             self._prune(now_us)
 
-    @contextmanager
-    def _alone(self) -> Iterator[bool]:
-        """Whether this process is the one; held by a connection, so that it ends with the process."""
-        with self._engine.session() as session:
-            ((mine,),) = session.execute(statement("try_maintenance")).fetchall()
-            try:
-                yield mine
-            finally:
-                if mine and not session.closed:
-                    session.execute(statement("end_maintenance"))
-
     def _step(self, now_us: int) -> bool:
         """One step of what is due; False where nothing is."""
-        with self._engine.session() as session:
+        with self._keeper.session() as session:
             (row,) = session.execute(statement("maintenance_state")).fetchall()
         state = State(*row)
         if state.newest_us is None:
@@ -114,7 +105,7 @@ class Maintenance:
     def _next_us(self, state: State) -> int | None:
         """Where rolling up goes on: days without raw are passed over. None where no day is left."""
         first_day = _FIRST_DAY if state.rolled_us is None else state.rolled_us // DAY_US
-        with self._engine.session() as session:
+        with self._keeper.session() as session:
             ((day,),) = session.execute(statement("next_day"), {"day": first_day}).fetchall()
         if day is None:
             return None
@@ -133,7 +124,7 @@ class Maintenance:
         if self._pruned_us is not None and now_us - self._pruned_us < _PRUNE_SECONDS * MICROSECONDS:
             return
         before = {"before": moment(now_us - BATCH_IDS_KEPT_DAYS * DAY_US), "limit": POSTGRES_BATCHES_PRUNED_MAX}
-        forgotten = self._engine.run(lambda session: session.execute(statement("prune_batches"), before).rowcount)
+        forgotten = self._keeper.run(lambda session: session.execute(statement("prune_batches"), before).rowcount)
         if forgotten < POSTGRES_BATCHES_PRUNED_MAX:
             self._pruned_us = now_us
 

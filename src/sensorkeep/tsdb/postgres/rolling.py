@@ -12,7 +12,8 @@ from sensorkeep.clock import DAY_US, HOUR_US, MICROSECONDS, Clock
 from sensorkeep.limits import POSTGRES_REFRESH_SECONDS, POSTGRES_REFRESH_SECONDS_MAX, POSTGRES_STEP_SECONDS
 from sensorkeep.rollup import day_start
 from sensorkeep.tsdb.base import Period
-from sensorkeep.tsdb.postgres.engine import Engine, Session
+from sensorkeep.tsdb.postgres.engine import Session
+from sensorkeep.tsdb.postgres.keeper import Keeper
 from sensorkeep.tsdb.postgres.reading import PERCENTILES, PERIOD_US, aggregate
 from sensorkeep.tsdb.postgres.statements import statement
 from sensorkeep.tsdb.postgres.times import moment
@@ -68,8 +69,8 @@ class Buckets(Protocol):
 class Tables:
     """Buckets in tables of ours: hours, or a day with its last hours, of some sensors in one step."""
 
-    def __init__(self, engine: Engine, clock: Clock) -> None:
-        self._engine = engine
+    def __init__(self, keeper: Keeper, clock: Clock) -> None:
+        self._keeper = keeper
         self._clock = clock
         self._series = _Pace(_SERIES_FIRST, _SERIES_MAX)
         self._series_of_hours = _Pace(_SERIES_MAX, _SERIES_MAX)
@@ -102,7 +103,7 @@ class Tables:
 
         began, seconds = self._clock.monotonic(), math.inf
         try:
-            self._engine.run(roll)
+            self._keeper.run(roll)
             seconds = self._clock.monotonic() - began
         finally:
             hours = (until_us - start_us) // HOUR_US
@@ -116,19 +117,19 @@ class Tables:
     def redo(self, now_us: int) -> bool:
         """See Buckets."""
         began = self._clock.monotonic()
-        due = [turn.day for turn in _turns(self._engine, now_us, now_us) if turn.is_time]
+        due = [turn.day for turn in _turns(self._keeper, now_us, now_us) if turn.is_time]
         if not due:
             return False
         self.redo_day(due[0])
         pause_us = int((self._clock.monotonic() - began) * _REDO_PAUSE * MICROSECONDS)
-        self._engine.run(lambda session: _note_redone(session, due[0], now_us, now_us + pause_us))
+        self._keeper.run(lambda session: _note_redone(session, due[0], now_us, now_us + pause_us))
         return True
 
     def redo_day(self, day: int) -> bool:
         """See Buckets."""
         began, seconds, redone = self._clock.monotonic(), math.inf, self._series.size
         try:
-            redone = self._engine.run(lambda session: _redo(session, day, self._series.size))
+            redone = self._keeper.run(lambda session: _redo(session, day, self._series.size))
             seconds = self._clock.monotonic() - began
         finally:
             self._series.took(seconds, redone)
@@ -147,8 +148,8 @@ class Aggregates:
 
     hours: int = 24
 
-    def __init__(self, engine: Engine, extension: str) -> None:
-        self._engine = engine
+    def __init__(self, keeper: Keeper, extension: str) -> None:
+        self._keeper = keeper
         self._extension = extension
 
     def roll(self, start_us: int, until_us: int, after_series: int, last_series: int) -> bool:
@@ -157,24 +158,24 @@ class Aggregates:
         if until_us % DAY_US == 0:
             done = self._refresh("day", until_us - DAY_US, until_us) and done
         if done:
-            self._engine.run(lambda session: _move_rolled(session, until_us))
+            self._keeper.run(lambda session: _move_rolled(session, until_us))
         return done
 
     def redo(self, now_us: int) -> bool:
         """See Buckets."""
         pause_us = int(POSTGRES_REFRESH_SECONDS * MICROSECONDS)
-        for turn in _turns(self._engine, now_us, now_us - pause_us):
+        for turn in _turns(self._keeper, now_us, now_us - pause_us):
             if turn.is_time_for_day and self.redo_day(turn.day):
                 redone = turn.day
                 break
         else:
             return False
-        self._engine.run(lambda session: _note_redone(session, redone, now_us, now_us))
+        self._keeper.run(lambda session: _note_redone(session, redone, now_us, now_us))
         return True
 
     def redo_day(self, day: int) -> bool:
         """See Buckets."""
-        marks = self._engine.run(lambda session: _marks(session, day, _ALL_SENSORS))
+        marks = self._keeper.run(lambda session: _marks(session, day, _ALL_SENSORS))
         if marks is None:
             return False
         first_us, last_us = int(marks.time_us.min()), int(marks.time_us.max())
@@ -182,7 +183,7 @@ class Aggregates:
         if marks.day_is_rolled:
             done = self._refresh("day", day * DAY_US, (day + 1) * DAY_US) and done
         if done:
-            self._engine.run(lambda session: session.execute(statement("forget_dirty"), {"ids": marks.ids}))
+            self._keeper.run(lambda session: session.execute(statement("forget_dirty"), {"ids": marks.ids}))
         return done
 
     def confirm_day(self, day: int) -> bool:
@@ -193,7 +194,7 @@ class Aggregates:
     def show(self, now_us: int) -> None:
         """See Buckets. As often and as far as the older program's policies did."""
         since = {period: moment(now_us - window.every_us) for period, window in _SHOWN.items()}
-        with self._engine.session() as session:
+        with self._keeper.session() as session:
             (lately,) = session.execute(statement("shown_lately"), since | {"now": moment(now_us)}).fetchall()
             if not lately[0]:
                 for (name,) in session.execute(statement("refresh_policies")).fetchall():
@@ -205,7 +206,7 @@ class Aggregates:
             start_us = -((window.from_us - now_us) // length_us) * length_us
             end_us = (now_us - window.until_us) // length_us * length_us
             if not shown and self._refresh(period, start_us, end_us):
-                with self._engine.session() as session:
+                with self._keeper.session() as session:
                     session.execute(statement("note_shown", period=period), {"now": moment(now_us)})
 
     def _refresh(self, period: Period, start_us: int, end_us: int, *, everything: bool = False) -> bool:
@@ -216,7 +217,7 @@ class Aggregates:
         """
         name = _NAMES[period]
         bounds = {"start": moment(start_us), "end": moment(end_us)}
-        with self._engine.session(POSTGRES_REFRESH_SECONDS_MAX) as session:
+        with self._keeper.session(POSTGRES_REFRESH_SECONDS_MAX) as session:
             for forced in (everything, True):
                 sql = statement("refresh_all" if forced else "refresh", extension=self._extension, aggregate=name)
                 session.execute(_LONGER)
@@ -299,9 +300,9 @@ def _is_pending(session: Session, aggregate_name: str, start_us: int, end_us: in
     return bool(pending)
 
 
-def _turns(engine: Engine, now_us: int, before_us: int) -> list[_Turn]:
+def _turns(keeper: Keeper, now_us: int, before_us: int) -> list[_Turn]:
     """Days with changed hours; it is time for those that were not redone since `before_us`."""
-    with engine.session() as session:
+    with keeper.session() as session:
         found = session.execute(statement("dirty_days"), {"now": moment(now_us), "before": moment(before_us)})
         return [_Turn(*row) for row in found.fetchall()]
 

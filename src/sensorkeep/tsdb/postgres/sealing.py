@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from sensorkeep.clock import DAY_US, MICROSECONDS, Clock
 from sensorkeep.limits import RETENTION_QUIET_SECONDS
-from sensorkeep.tsdb.postgres.engine import Engine, Session
+from sensorkeep.tsdb.postgres.engine import Session
 from sensorkeep.tsdb.postgres.hurry import Hurry
+from sensorkeep.tsdb.postgres.keeper import Keeper
 from sensorkeep.tsdb.postgres.rolling import Buckets
 from sensorkeep.tsdb.postgres.statements import statement
 from sensorkeep.tsdb.postgres.times import moment
@@ -14,10 +15,10 @@ from sensorkeep.tsdb.postgres.times import moment
 class Sealing:
     """Applies the retention of raw, a day in each step."""
 
-    def __init__(self, engine: Engine, clock: Clock, buckets: Buckets, raw_retention_days: int) -> None:
+    def __init__(self, keeper: Keeper, clock: Clock, buckets: Buckets, raw_retention_days: int) -> None:
         """`raw_retention_days` 0 keeps raw for ever."""
-        self._engine = engine
-        self._hurry = Hurry(engine, clock)
+        self._keeper = keeper
+        self._hurry = Hurry(keeper, clock)
         self._buckets = buckets
         self._retention_days = raw_retention_days
         self._confirmed: set[int] = set()
@@ -31,7 +32,7 @@ class Sealing:
             "last": now_us // DAY_US - self._retention_days - 1,
             "quiet": moment(now_us - RETENTION_QUIET_SECONDS * MICROSECONDS),
         }
-        with self._engine.session() as session:
+        with self._keeper.session() as session:
             days = [day for (day,) in session.execute(statement("days_to_seal"), bounds).fetchall()]
         return any(self._seal(day) for day in days)
 
