@@ -93,6 +93,8 @@ BULK_WHOLE_BYTES_MAX = 256 * KIB
 """Bulk bodies up to this size are received whole before a thread takes them, so a slow sender holds none."""
 BODY_IDLE_SECONDS_MAX = 30
 """A body that brings nothing for this long is given up (408)."""
+BODY_SECONDS_MAX = 12 * 3600
+"""A body that takes this long in all is given up (408): less than CLAIM_DISORDER_SECONDS_MAX, which counts on it."""
 GATHER_ENTRIES_MAX = 500
 """Single readings in one claim."""
 GATHER_PAUSE_ENTRIES = 4

@@ -24,18 +24,24 @@ class BodyReader:
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
+        self._end_at = asyncio.get_running_loop().time() + limits.BODY_SECONDS_MAX
         self.complete = False
         """Whether the last chunk was read."""
         self.digest: hashlib._Hash | None = None
         """Set before the first chunk: fed with every byte of the body as sent."""
 
     async def chunk(self) -> bytes:
-        """The next chunk (maybe empty). Raises ClientGone, or InvalidInput (408) after too long a silence."""
+        """The next chunk (maybe empty). Raises ClientGone, or InvalidInput (408) after too long a silence, or where
+        the body takes too long in all."""
+        left = self._end_at - asyncio.get_running_loop().time()
         try:
-            async with asyncio.timeout(limits.BODY_IDLE_SECONDS_MAX):
+            async with asyncio.timeout(min(limits.BODY_IDLE_SECONDS_MAX, left)):
                 message = await self._receive()
         except TimeoutError:
-            detail = f"nothing of the body arrived for {limits.BODY_IDLE_SECONDS_MAX} seconds; send it again"
+            if left < limits.BODY_IDLE_SECONDS_MAX:
+                detail = f"the body took longer than {limits.BODY_SECONDS_MAX // 3600} hours; send smaller ones"
+            else:
+                detail = f"nothing of the body arrived for {limits.BODY_IDLE_SECONDS_MAX} seconds; send it again"
             raise InvalidInput(detail, code="request_timeout") from None
         if message["type"] == "http.disconnect":
             raise ClientGone
