@@ -106,6 +106,12 @@ def test_latest_of_a_sensor_and_of_an_equipment_of_the_bulk_form(server: Server,
     assert [item["value"] for item in of_equipment["sensors"]] == [-18.5]
 
 
+def test_latest_of_what_is_not_known_says_so(server: Server) -> None:
+    answer = server.client.get("/sensor/nothing/latest")
+    assert answer.status_code == 404
+    assert answer.json()["detail"] == "there is no sensor or equipment 'nothing' with readings"
+
+
 def test_latest_keeps_the_newest_by_reading_time_and_takes_its_correction(server: Server) -> None:
     equipment, sensor, moment = new_uuid(), new_uuid(), hours_ago(1)
 

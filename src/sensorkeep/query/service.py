@@ -200,11 +200,14 @@ class QueryService:
 
     def latest_of_equipment(self, identifier: str) -> LatestOfEquipment:
         """The newest readings of an equipment without single readings. Raises NotFound where there are none."""
-        equipment = self._equipment(identifier)
+        try:
+            equipment = self._equipment(identifier)
+        except NotFound:
+            raise NotFound(f"there is no sensor or equipment {identifier!r} with readings") from None
         sensors = self._sensors_of(equipment.uuid, None)
         readings, _ = self._latest.find([sensor.uuid for sensor in sensors])
         if not readings:
-            raise NotFound(f"There is no reading of {identifier!r} yet")
+            raise NotFound(f"there is no reading of {identifier!r} yet")
         values = [_latest_value(sensor, readings[sensor.uuid]) for sensor in sensors if sensor.uuid in readings]
         newest_us = max(reading.time_us for reading in readings.values())
         date, time = self._display_time.date_and_time(newest_us)
