@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import psycopg
 import pytest
 from psycopg import errors
-from tsdb_world import EQUIPMENT, NOON_US, SHARED, UUIDS, batch, buckets, postgres_database, readings, write_of
+from tsdb_world import EQUIPMENT, NOON_US, SHARED, UUIDS, batch, buckets, postgres_database, readings, values, write_of
 
 from sensorkeep.clock import DAY_US, HOUR_US, MINUTE_US, ManualClock
 from sensorkeep.errors import Unavailable
@@ -187,6 +188,52 @@ def test_a_deadlock_makes_maintenance_pause(
         keep_house(store, clock)
     assert seals == [DAY]
     clock.advance(POSTGRES_MAINTAIN_LOCK_PAUSE_SECONDS)
+    keep_house(store, clock)
+    assert sealed_days(url) == [DAY]
+
+
+def test_of_many_workers_beside_a_backup_one_tries_to_seal_now_and_then_and_no_read_waits_for_it_long(
+    opening: Callable[..., PostgresStore], url: str, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keepers = [opening(2) for _ in range(3)]
+    keepers[0].write([hourly("a", range(-24, 1))])
+    clock.advance(6 * 24 * 3600)
+    confirmed: list[int] = []
+    kind = rolling.Aggregates if query(url, "SELECT timescale FROM telemetry.marks") == [(True,)] else rolling.Tables
+    confirm: Any = kind.confirm_day
+
+    def confirm_day(self: object, day: int) -> bool:
+        confirmed.append(day)
+        return bool(confirm(self, day))
+
+    def keep_all() -> None:
+        for keeper in keepers:
+            keep_house(keeper, clock, 2)
+
+    monkeypatch.setattr(kind, "confirm_day", confirm_day)
+    with psycopg.connect(url) as backup, ThreadPoolExecutor() as pool:
+        backup.execute("LOCK TABLE telemetry.days IN ACCESS SHARE MODE")
+        keeping = pool.submit(keep_all)
+        wait_for_a_lock(url)
+        began = time.monotonic()
+        assert len(values(keepers[1])) == 100
+        assert time.monotonic() - began < 3
+        keeping.result()
+    assert confirmed == [DAY - 1]
+    assert sealed_days(url) == []
+    clock.advance(POSTGRES_MAINTAIN_LOCK_PAUSE_SECONDS)
+    keep_house(keepers[2], clock)
+    assert sealed_days(url) == [DAY - 1, DAY]
+
+
+def test_a_pause_that_ends_in_a_future_that_no_clock_is_at_any_more_is_none(
+    opening: Callable[..., PostgresStore], url: str, clock: ManualClock
+) -> None:
+    store = opening(2)
+    store.write([hourly("a", range(1))])
+    clock.advance(6 * 24 * 3600)
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("UPDATE telemetry.marks SET move_after = '2030-01-01', seal_after = '2030-01-01'")
     keep_house(store, clock)
     assert sealed_days(url) == [DAY]
 

@@ -3,42 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import LiteralString
 
 from psycopg import errors
 
-from sensorkeep.clock import Clock
+from sensorkeep.clock import MICROSECONDS
 from sensorkeep.limits import POSTGRES_MAINTAIN_LOCK_PAUSE_SECONDS, POSTGRES_MAINTAIN_LOCK_SECONDS_MAX
 from sensorkeep.tsdb.postgres.engine import Session
 from sensorkeep.tsdb.postgres.keeper import Keeper
+from sensorkeep.tsdb.postgres.statements import statement
+from sensorkeep.tsdb.postgres.times import moment
+
+_PAUSE_US = int(POSTGRES_MAINTAIN_LOCK_PAUSE_SECONDS * MICROSECONDS)
 
 
 class Hurry:
-    """Transactions that ask for such locks: they give up soon, and are then not tried again for a while."""
+    """Transactions that ask for such locks: they give up soon, and for a while no process tries again."""
 
-    def __init__(self, keeper: Keeper, clock: Clock) -> None:
+    def __init__(self, keeper: Keeper, what: LiteralString) -> None:
+        """`what`: the column {what}_after of `marks`."""
         self._keeper = keeper
-        self._clock = clock
-        self._not_before = clock.monotonic()
+        self._what = what
 
-    @property
-    def pauses(self) -> bool:
+    def pauses(self, now_us: int) -> bool:
         """Whether it has given up a moment ago."""
-        return self._clock.monotonic() < self._not_before
+        times = {"now": moment(now_us), "longest": moment(now_us + _PAUSE_US)}
+        with self._keeper.session() as session:
+            ((lately,),) = session.execute(statement("gave_up_lately", what=self._what), times).fetchall()
+        return bool(lately)
 
-    def run(self, work: Callable[[Session], bool]) -> bool:
+    def run(self, work: Callable[[Session], bool], now_us: int) -> bool:
         """As Keeper.run, once; False, with nothing changed, where the locks are not free within
         POSTGRES_MAINTAIN_LOCK_SECONDS_MAX, or somebody waits for us who has them, or it was so a moment ago."""
-        if self.pauses:
+        if self.pauses(now_us):
             return False
         try:
             with self._keeper.session() as session, session.transaction():
-                return _hurried(session, work)
+                limit_locks(session, POSTGRES_MAINTAIN_LOCK_SECONDS_MAX)
+                return work(session)
         except (errors.LockNotAvailable, errors.DeadlockDetected):
-            self._not_before = self._clock.monotonic() + POSTGRES_MAINTAIN_LOCK_PAUSE_SECONDS
+            with self._keeper.session() as session:
+                after = {"after": moment(now_us + _PAUSE_US)}
+                session.execute(statement("note_given_up", what=self._what), after)
             return False
 
 
-def _hurried(session: Session, work: Callable[[Session], bool]) -> bool:
-    limit = f"{int(1000 * POSTGRES_MAINTAIN_LOCK_SECONDS_MAX)}ms"
-    session.execute("SELECT set_config('lock_timeout', %s, true)", (limit,))
-    return work(session)
+def limit_locks(session: Session, seconds: float) -> None:
+    """Wait this long for a lock, until the end of the transaction."""
+    session.execute(statement("limit_locks"), {"limit": f"{int(1000 * seconds)}ms"})

@@ -56,8 +56,8 @@ class Maintenance:
         self._buckets: Buckets = (
             Tables(self._keeper, clock) if extension is None else Aggregates(self._keeper, extension)
         )
-        self._hurry = Hurry(self._keeper, clock)
-        self._sealing = Sealing(self._keeper, clock, self._buckets, raw_retention_days)
+        self._hurry = Hurry(self._keeper, "move")
+        self._sealing = Sealing(self._keeper, self._buckets, raw_retention_days)
         self._pruned_us: int | None = None
 
     def run(self, now_us: int) -> None:
@@ -94,7 +94,7 @@ class Maintenance:
         until_us = self._until_us(state, start_us, target_us)
         if state.marking_us is None or until_us > state.marking_us:
             # From here on, who writes before `until_us` marks it; who began before, and did not, has ended.
-            if not self._hurry.run(lambda session: _move_marking(session, until_us)):
+            if not self._hurry.run(lambda session: _move_marking(session, until_us), now_us):
                 return False
             # And may have begun an earlier day.
             start_us = self._next_us(state)

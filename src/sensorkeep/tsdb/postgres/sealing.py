@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from sensorkeep.clock import DAY_US, MICROSECONDS, Clock
+from sensorkeep.clock import DAY_US, MICROSECONDS
 from sensorkeep.limits import RETENTION_QUIET_SECONDS
 from sensorkeep.tsdb.postgres.engine import Session
-from sensorkeep.tsdb.postgres.hurry import Hurry
+from sensorkeep.tsdb.postgres.hurry import Hurry, limit_locks
 from sensorkeep.tsdb.postgres.keeper import Keeper
 from sensorkeep.tsdb.postgres.rolling import Buckets
 from sensorkeep.tsdb.postgres.statements import statement
 from sensorkeep.tsdb.postgres.times import moment
 
+_READS_WAIT_SECONDS_MAX = 0.3
+"""The wait for the reads in flight: new ones wait behind it. Most take less; a backup by pg_dump takes longer than
+anybody could wait."""
+
 
 class Sealing:
     """Applies the retention of raw, a day in each step."""
 
-    def __init__(self, keeper: Keeper, clock: Clock, buckets: Buckets, raw_retention_days: int) -> None:
+    def __init__(self, keeper: Keeper, buckets: Buckets, raw_retention_days: int) -> None:
         """`raw_retention_days` 0 keeps raw for ever."""
         self._keeper = keeper
-        self._hurry = Hurry(keeper, clock)
+        self._hurry = Hurry(keeper, "seal")
         self._buckets = buckets
         self._retention_days = raw_retention_days
         self._confirmed: set[int] = set()
@@ -26,7 +30,7 @@ class Sealing:
 
     def seal(self, now_us: int) -> bool:
         """Seal the first day that is due, or take a step towards it; False where none could be taken."""
-        if not self._retention_days or self._hurry.pauses:
+        if not self._retention_days:
             return False
         bounds = {
             "last": now_us // DAY_US - self._retention_days - 1,
@@ -34,9 +38,14 @@ class Sealing:
         }
         with self._keeper.session() as session:
             days = [day for (day,) in session.execute(statement("days_to_seal"), bounds).fetchall()]
-        return any(self._seal(day) for day in days)
+        for day in days:
+            if self._hurry.pauses(now_us):
+                return False
+            if self._seal(day, now_us):
+                return True
+        return False
 
-    def _seal(self, day: int) -> bool:
+    def _seal(self, day: int, now_us: int) -> bool:
         if self._buckets.redo_day(day):
             self._confirmed.discard(day)
             return True
@@ -44,7 +53,7 @@ class Sealing:
             if not self._buckets.confirm_day(day):
                 return False
             self._confirmed.add(day)
-        sealed = self._hurry.run(lambda session: _seal(session, day))
+        sealed = self._hurry.run(lambda session: _seal(session, day), now_us)
         if sealed:
             self._confirmed.discard(day)
         return sealed
@@ -53,6 +62,7 @@ class Sealing:
 def _seal(session: Session, day: int) -> bool:
     """Keep the day's buckets and drop its raw, unless it was written to just now."""
     session.execute(statement("wait_for_writers"))
+    limit_locks(session, _READS_WAIT_SECONDS_MAX)
     session.execute(statement("lock_days_out"))
     bounds = {"start": moment(day * DAY_US), "end": moment((day + 1) * DAY_US)}
     ((changed,),) = session.execute(statement("any_dirty"), bounds).fetchall()

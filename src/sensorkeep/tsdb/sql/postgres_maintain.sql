@@ -6,6 +6,16 @@ SELECT pg_try_advisory_lock(7363282, 3)
 -- name: end_maintenance
 SELECT pg_advisory_unlock(7363282, 3)
 
+-- name: gave_up_lately
+-- A time further ahead than any pause is of a clock that was wrong.
+SELECT coalesce({what}_after > %(now)s AND {what}_after <= %(longest)s, false) FROM marks
+
+-- name: note_given_up
+UPDATE marks SET {what}_after = %(after)s
+
+-- name: limit_locks
+SELECT set_config('lock_timeout', %(limit)s, true)
+
 -- name: wait_for_writers
 -- Writers hold it side by side (lock_writers) until their transactions end; new ones wait behind this for a moment.
 SELECT pg_advisory_xact_lock(7363282, 1)

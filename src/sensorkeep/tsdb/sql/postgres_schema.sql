@@ -9,7 +9,8 @@ CREATE SCHEMA IF NOT EXISTS telemetry;
 -- may take several transactions: from `rolled_until` to `rolling_until`, the buckets of series up to `rolled_series` are
 -- made. `newest` is the time of the newest reading, `last_write` when one came; they run a little behind. `redone_at` is
 -- when changed buckets were last made anew, `redo_after` when it is time for some more; `hours_shown_at` and
--- `days_shown_at` are when TimescaleDB's aggregates were last refreshed up to the present. Null: there is nothing yet.
+-- `days_shown_at` are when TimescaleDB's aggregates were last refreshed up to the present; `move_after` and `seal_after`
+-- when it is time to try again to move `marking_until` and to seal a day, which gave up. Null: there is nothing yet.
 CREATE TABLE telemetry.marks (
     one BOOLEAN PRIMARY KEY DEFAULT true CHECK (one),
     revision TEXT NOT NULL,
@@ -23,7 +24,9 @@ CREATE TABLE telemetry.marks (
     redone_at TIMESTAMPTZ,
     redo_after TIMESTAMPTZ,
     hours_shown_at TIMESTAMPTZ,
-    days_shown_at TIMESTAMPTZ
+    days_shown_at TIMESTAMPTZ,
+    move_after TIMESTAMPTZ,
+    seal_after TIMESTAMPTZ
 );
 
 -- Small numbers stand for the sensors' uuids.
