@@ -65,6 +65,32 @@ def test_the_same_time_replaces_as_a_correction(latest: LatestReadings) -> None:
     assert latest.record("e") == record(5, 8)
 
 
+def test_a_worker_that_is_behind_undoes_no_correction_for_a_moment(latest: LatestReadings) -> None:
+    for number in range(3):
+        latest.offer([reading(5, float(number))], [record(5, number)], batch_ids=(f"b{number}",))
+    latest.offer([reading(5, 0.0)], [record(5, 0)], batch_ids={"b0"}, again=True)
+    assert latest.reading("s") == reading(5, 2.0)
+    assert latest.record("e") == record(5, 2)
+    latest.offer([reading(5, 2.0)], [record(5, 2)], batch_ids={"b1", "b2"}, again=True)
+    assert latest.reading("s") == reading(5, 2.0)
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_of_equal_times_that_overtook_each_other_the_one_the_worker_comes_to_last_stands(
+    latest: LatestReadings, at_once: bool
+) -> None:
+    latest.offer([reading(5, 1.0)], [record(5, 1)], batch_ids=("accepted second",))
+    latest.offer([reading(5, 2.0)], [record(5, 2)], batch_ids=("accepted first",))
+    if at_once:
+        both = {"accepted first", "accepted second"}
+        latest.offer([reading(5, 1.0)], [record(5, 1)], batch_ids=both, again=True)
+    else:
+        latest.offer([reading(5, 2.0)], [record(5, 2)], batch_ids={"accepted first"}, again=True)
+        latest.offer([reading(5, 1.0)], [record(5, 1)], batch_ids={"accepted second"}, again=True)
+    assert latest.reading("s") == reading(5, 1.0)
+    assert latest.record("e") == record(5, 1)
+
+
 def test_what_was_saved_is_there_after_a_restart(latest: LatestReadings, database: Database) -> None:
     empty = LatestReading(sensor_uuid="t", time_us=1, status="on")
     latest.offer([reading(5, 1.0), empty], [record(5)])

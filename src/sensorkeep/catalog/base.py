@@ -6,7 +6,7 @@ Every method is blocking and thread-safe, and each call is one transaction. Erro
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
@@ -54,13 +54,19 @@ class LatestReadings(Protocol):
         ...
 
     def offer(
-        self, readings: Iterable[LatestReading], records: Iterable[LatestRecord] = (), *, again: bool = False
+        self,
+        readings: Iterable[LatestReading],
+        records: Iterable[LatestRecord] = (),
+        *,
+        batch_ids: Collection[str] = (),
+        again: bool = False,
     ) -> None:
-        """Take those that are not older than what is known (same time replaces: a correction).
+        """Take those that are not older than what is known (same time replaces: a correction). They are of the batches
+        `batch_ids`.
 
         `again`: they were offered when they were accepted, and a worker has come to them. Where one worker comes to
-        everything in the order of acceptance, that decides between equal times; where several do, only the first offer
-        does.
+        everything in the order of acceptance, that decides between equal times, and nobody sees an accepted correction
+        undone while the worker is at what came before it; where several do, only the first offer decides.
         """
         ...
 

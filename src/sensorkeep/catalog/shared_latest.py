@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Generic
 
 import structlog
@@ -56,7 +56,12 @@ class SharedLatestReadings:
         valkey.on_return(self._share_again)
 
     def offer(
-        self, readings: Iterable[LatestReading], records: Iterable[LatestRecord] = (), *, again: bool = False
+        self,
+        readings: Iterable[LatestReading],
+        records: Iterable[LatestRecord] = (),
+        *,
+        batch_ids: Collection[str] = (),
+        again: bool = False,
     ) -> None:
         self._readings.offer(readings, keep_changes=self._saves, again=again)
         self._records.offer(records, keep_changes=self._saves, again=again)

@@ -143,7 +143,7 @@ class Acceptor:
             urgent=sender.urgent,
         )
         self._publish(claim, entries)
-        self._latest.offer(*newest_of(entries))
+        self._latest.offer(*newest_of(entries), batch_ids=(claim.batch_id,))
         self._tell(claim, len(payload), lambda: gather(entries, self.options(sender)))
         return claim.batch_id
 
@@ -189,7 +189,7 @@ class Acceptor:
 
     def _accept(self, claim: Claim, batch: DecodedBatch, wire_bytes: int) -> Accepted:
         self._publish(claim, batch)
-        self._latest.offer(newest_readings(batch), batch.records)
+        self._latest.offer(newest_readings(batch), batch.records, batch_ids=(claim.batch_id,))
         self._tell(claim, wire_bytes, lambda: batch)
         return Accepted(claim, batch)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 
 from msgspec.structs import replace
 
@@ -52,12 +52,13 @@ class Loader:
             return batch
         return decode_claim(claim, self._payload(claim))
 
-    def offer_newest(self, batches: Sequence[DecodedBatch]) -> None:
-        """Offer the newest values of the batches, in the order accepted, so that of equal times the last one stands.
+    def offer_newest(self, batches: Mapping[str, DecodedBatch]) -> None:
+        """Offer the newest values of batches by id, in the order accepted, so that of equal times the last one stands.
 
         Ingest offered them too, for look-ups to see at once, but its threads may have overtaken each other.
         """
-        self._latest.offer(newest_of(batches), [record for batch in batches for record in batch.records], again=True)
+        records = [record for batch in batches.values() for record in batch.records]
+        self._latest.offer(newest_of(list(batches.values())), records, batch_ids=batches.keys(), again=True)
 
     def _load_replay(self, claim: Claim, batch_id: str) -> DecodedBatch:
         """The quarantined readings of the replayed batch, read by the rules that hold for the replay."""

@@ -221,7 +221,7 @@ class Worker:
                 expected.append(True)
             _require_few_failures(expected)
         if loaded:
-            self._loader.offer_newest([batch for _, batch in loaded])
+            self._loader.offer_newest({delivery.claim.batch_id: batch for delivery, batch in loaded})
             failed += self._write_isolating(loaded)
         if failed:
             raise Unavailable(f"{failed} batches could not be written; they are tried again")
