@@ -139,6 +139,27 @@ def test_a_keeper_that_lost_its_lock_changes_nothing_any_more(
         assert sum(row["sum"] for row in buckets(second, period)) == 120.0 + (12.0 if step == "_note_redone" else 0.0)
 
 
+def test_a_clock_that_was_ahead_holds_up_nothing_once_it_was_put_right(url: str, clock: ManualClock) -> None:
+    clock.advance(400 * 24 * 3600)
+    store = PostgresStore(url, clock=clock, raw_retention_days=2)
+    store.write([hourly("a", range(2))])
+    keep_house(store, clock)
+    clock.set_wall(NOON_US)
+    rolled = "SELECT (rolled_until AT TIME ZONE 'UTC')::TEXT FROM telemetry.marks"
+    for hour in range(2, 30):
+        clock.advance(3600)
+        store.write([hourly(f"b-{hour}", range(hour, hour + 1))])
+        keep_house(store, clock)
+    assert query(url, rolled) == [("2026-02-18 14:00:00",)]
+    clock.advance(6 * 24 * 3600)
+    keep_house(store, clock)
+    assert sealed_days(url) == [DAY, DAY + 1]
+    clock.advance(3 * 24 * 3600)
+    keep_house(store, clock)
+    assert query(url, "SELECT batch_id FROM telemetry.batches") == [("a",)], "it is of the future still"
+    store.close()
+
+
 # --- locks that others wait behind ------------------------------------------------------------------------------------
 
 

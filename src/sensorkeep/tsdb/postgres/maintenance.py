@@ -66,7 +66,9 @@ class Maintenance:
             if not mine:
                 return
             began = self._clock.monotonic()
-            self._keeper.run(lambda session: session.execute(statement("observe")))
+            for name in ("observe", "observe_days"):
+                with self._keeper.session() as session:
+                    session.execute(statement(name), {"now": moment(now_us)})
             for _ in range(_STEPS_MAX):
                 if not self._step(now_us) or self._clock.monotonic() - began >= POSTGRES_MAINTAIN_SECONDS:
                     break
@@ -121,7 +123,7 @@ class Maintenance:
 
     def _prune(self, now_us: int) -> None:
         """Forget batch ids that no queue can deliver any more."""
-        if self._pruned_us is not None and now_us - self._pruned_us < _PRUNE_SECONDS * MICROSECONDS:
+        if self._pruned_us is not None and 0 <= now_us - self._pruned_us < _PRUNE_SECONDS * MICROSECONDS:
             return
         before = {"before": moment(now_us - BATCH_IDS_KEPT_DAYS * DAY_US), "limit": POSTGRES_BATCHES_PRUNED_MAX}
         forgotten = self._keeper.run(lambda session: session.execute(statement("prune_batches"), before).rowcount)

@@ -21,15 +21,25 @@ SELECT set_config('lock_timeout', %(limit)s, true)
 SELECT pg_advisory_xact_lock(7363282, 1)
 
 -- name: observe
--- The newest reading and the last write, from what the batches say; an hour back, for those that commit late.
-UPDATE marks SET newest = greatest(marks.newest, seen.newest), last_write = greatest(marks.last_write, seen.last_write)
+-- The newest reading and the last write, from what the batches say; an hour back, for those that commit late. No time that
+-- is still to come counts: it is of a clock that is, or was, ahead.
+UPDATE marks SET
+    newest = greatest(marks.newest, seen.newest),
+    last_write = coalesce(greatest(seen.known, seen.last_write), %(now)s)
 FROM (
-    SELECT max(batches.newest) AS newest, max(batches.written_at) AS last_write FROM batches, marks
-    WHERE batches.newest IS NOT NULL
-        AND batches.written_at >= coalesce(marks.last_write - INTERVAL '1 hour', '-infinity')
+    SELECT
+        max(known.at) AS known,
+        max(batches.newest) AS newest,
+        max(batches.written_at) FILTER (WHERE batches.written_at <= %(now)s) AS last_write
+    FROM batches, (SELECT CASE WHEN last_write > %(now)s THEN %(now)s ELSE last_write END AS at FROM marks) AS known
+    WHERE batches.newest IS NOT NULL AND batches.written_at >= coalesce(known.at - INTERVAL '1 hour', '-infinity')
 ) AS seen
-WHERE seen.newest > marks.newest OR seen.last_write > marks.last_write
+WHERE seen.newest > marks.newest OR seen.last_write > marks.last_write OR marks.last_write > %(now)s
     OR (marks.newest IS NULL AND seen.newest IS NOT NULL)
+
+-- name: observe_days
+-- The same of the days.
+UPDATE days SET last_write = %(now)s WHERE last_write > %(now)s + INTERVAL '1 minute'
 
 -- name: maintenance_state
 SELECT
