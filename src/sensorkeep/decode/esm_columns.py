@@ -6,7 +6,6 @@ from array import array
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import repeat
 
 import msgspec
 import numpy as np
@@ -15,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sensorkeep.decode.arrow import ArrowArray, Column
-from sensorkeep.decode.esm_descriptions import describe_equipment, describe_sensor
+from sensorkeep.decode.esm_descriptions import describe_equipment, describe_sensor, plain_sensor
 from sensorkeep.decode.esm_fields import EquipmentFields, EsmMeasurement, EsmReading, SlimReading, encode_reading
 from sensorkeep.decode.esm_regular import AlikeObjects
 from sensorkeep.decode.esm_rows import EsmRows, Stretch, last_of
@@ -141,7 +140,6 @@ class EsmColumns:
         return self._open
 
 
-_SAYS_NOTHING = EsmReading()
 _UNKNOWN = Equipment(uuid="")
 """The equipment of an open object."""
 
@@ -298,12 +296,15 @@ class _Chunk:
         rows = np.sort(last[last >= 0])
         numbers = series[rows].tolist()
         owners = self._owner[rows].tolist()
-        describes = any(stretch.describes for stretch in self._stretches)
-        readings = self._readings(rows) if describes else repeat(_SAYS_NOTHING, len(rows))
-        for number, owner, reading in zip(numbers, owners, readings, strict=True):
-            equipment = self._stretches[owner].equipment
-            assert equipment is not None
-            sensors[number] = describe_sensor(*self._series_index.identity(number), equipment.uuid, reading)
+        equipment = [stretch.equipment for stretch in self._stretches]
+        uuids = ["" if one is None else one.uuid for one in equipment]
+        identity = self._series_index.identity
+        if not any(stretch.describes for stretch in self._stretches):
+            for number, owner in zip(numbers, owners, strict=True):
+                sensors[number] = plain_sensor(*identity(number), uuids[owner])
+            return
+        for number, owner, reading in zip(numbers, owners, self._readings(rows), strict=True):
+            sensors[number] = describe_sensor(*identity(number), uuids[owner], reading)
 
     def _readings(self, rows: Integers) -> Iterator[EsmReading]:
         """The readings of these rows, which ascend, with all that they say."""

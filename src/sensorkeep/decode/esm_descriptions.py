@@ -40,6 +40,12 @@ def describe_sensor(uuid: str, text: str, equipment_uuid: str, reading: EsmReadi
         return _sensor(uuid, text, equipment_uuid, *said)
 
 
+@lru_cache(DESCRIPTIONS_REMEMBERED)
+def plain_sensor(uuid: str, text: str, equipment_uuid: str) -> Sensor:
+    """The sensor `uuid`, which the body calls `text` and says nothing else of."""
+    return _sensor(uuid, text, equipment_uuid, *[None] * 8)
+
+
 def _equipment(
     text: str,
     name: Scalar,

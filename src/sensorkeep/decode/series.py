@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sensorkeep.decode.arrow import ArrowArray
-from sensorkeep.limits import EXTERNAL_ID_CHARS_MAX, TEXT_CHARS_MAX
+from sensorkeep.limits import DESCRIPTIONS_REMEMBERED, EXTERNAL_ID_CHARS_MAX, TEXT_CHARS_MAX
 from sensorkeep.model import READINGS_SCHEMA, Sensor, canonical_uuid
 
 _canonical = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}").fullmatch
@@ -28,6 +29,11 @@ MISSING = -1
 """The number of no sensor: no text, or an empty one."""
 UNUSABLE = -2
 """The number of what cannot name a sensor: no text at all, or one that is too long."""
+
+
+@lru_cache(DESCRIPTIONS_REMEMBERED)
+def _uuid_of(text: str) -> str:
+    return text if _canonical(text) else canonical_uuid(text)
 
 
 class SeriesIndex:
@@ -46,7 +52,7 @@ class SeriesIndex:
         return list(map(self._by_text.__getitem__, texts))
 
     def _enter(self, text: str) -> int:
-        uuid = text if _canonical(text) else canonical_uuid(text)
+        uuid = _uuid_of(text)
         index = self._by_uuid.setdefault(uuid, len(self._identities))
         if index == len(self._identities):
             self._identities.append((uuid, text))
