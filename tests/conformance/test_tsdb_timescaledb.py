@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import tracemalloc
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,6 +24,7 @@ from tsdb_world import (
 
 from sensorkeep.clock import DAY_US, HOUR_US, MINUTE_US, ManualClock
 from sensorkeep.errors import BadConfig
+from sensorkeep.limits import MIB
 from sensorkeep.model import Counts
 from sensorkeep.tsdb.base import Period, Settled
 from sensorkeep.tsdb.postgres import PostgresStore, migration
@@ -148,6 +150,48 @@ def test_marks_are_kept_while_somebody_else_materializes_their_range(
     assert run(url, "SELECT count(*) FROM telemetry.dirty")[0][0] == 0
     assert answers(store) == expected
     assert run(url, "SELECT sum FROM telemetry.telemetry_hourly ORDER BY time LIMIT 2") == [(5.0,), (6.0,)]
+
+
+def test_marks_that_wait_for_their_turn_cost_next_to_nothing(
+    store: PostgresStore, url: str, clock: ManualClock
+) -> None:
+    """Neither work of the database while they wait, nor memory of ours when they are taken."""
+    store.write([write_of("a", (0, NOON_US, 1.0), (0, NOON_US + 40 * HOUR_US, 1.0))])
+    keep_house(store, clock)
+    store.write([write_of("b", (0, NOON_US, 4.0))])
+    keep_house(store, clock)
+    clock.advance(60)
+    store.write([write_of("c", (0, NOON_US, 5.0))])
+    marks = 200_000
+    run(
+        url,
+        f"INSERT INTO telemetry.dirty (series, time) SELECT i, '2026-02-17 12:00Z' FROM generate_series(1, {marks}) i",
+    )
+    run(url, "ANALYZE telemetry.dirty")
+    before = tuples_read(url, store)
+    keep_house(store, clock)
+    assert tuples_read(url, store) - before < 100
+    assert run(url, "SELECT count(*) FROM telemetry.dirty") == [(marks + 1,)]
+    clock.advance(12 * 3600)
+    tracemalloc.start()
+    keep_house(store, clock)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert run(url, "SELECT count(*) FROM telemetry.dirty") == [(0,)]
+    assert peak_bytes < 2 * MIB
+    assert [row["sum"] for row in buckets(store)] == [5.0, 1.0]
+
+
+def tuples_read(url: str, store: PostgresStore) -> int:
+    """Of the marks, by all sessions: they tell it at the latest when they end."""
+    store._engine._pool.dispose()
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while run(url, "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                   " AND backend_type = 'client backend'"):  # fmt: skip
+        assert time.monotonic() < deadline, "they do not end"
+        time.sleep(0.01)
+    read = "SELECT seq_tup_read + (SELECT sum(idx_tup_read) FROM pg_stat_user_indexes AS i WHERE i.relid = t.relid)"
+    return int(run(url, f"{read} FROM pg_stat_user_tables AS t WHERE relname = 'dirty'")[0][0])
 
 
 def test_readings_of_compressed_chunks_are_recognized_corrected_and_joined_by_others(

@@ -175,15 +175,14 @@ class Aggregates:
 
     def redo_day(self, day: int) -> bool:
         """See Buckets."""
-        marks = self._keeper.run(lambda session: _marks(session, day, _ALL_SENSORS))
-        if marks is None:
+        first_us, last_us, day_is_rolled = self._keeper.run(lambda session: _take_marks(session, day))
+        if first_us is None:
             return False
-        first_us, last_us = int(marks.time_us.min()), int(marks.time_us.max())
         done = self._refresh("hour", first_us, last_us + HOUR_US)
-        if marks.day_is_rolled:
+        if day_is_rolled:
             done = self._refresh("day", day * DAY_US, (day + 1) * DAY_US) and done
         if done:
-            self._keeper.run(lambda session: session.execute(statement("forget_dirty"), {"ids": marks.ids}))
+            self._keeper.run(lambda session: session.execute(statement("forget_dirty_taken")))
         return done
 
     def confirm_day(self, day: int) -> bool:
@@ -318,8 +317,22 @@ def _marks(session: Session, day: int, sensors: int) -> _Marks | None:
     if not found:
         return None
     ids, series, time_us = (np.array(column, np.int64) for column in zip(*found, strict=True))
+    return _Marks(ids.tolist(), series, time_us, _day_is_rolled(session, day))
+
+
+def _take_marks(session: Session, day: int) -> tuple[int | None, int, bool]:
+    """Remember the marks of rolled up hours of a day in the table `taken`; the first hour, None where there is no mark,
+    the last one, and whether the day is rolled up."""
+    session.execute(statement("create_taken"))
+    session.execute(statement("forget_taken"))
+    bounds = {"start": moment(day * DAY_US), "end": moment((day + 1) * DAY_US)}
+    ((first_us, last_us),) = session.execute(statement("take_dirty"), bounds).fetchall()
+    return first_us, last_us, _day_is_rolled(session, day)
+
+
+def _day_is_rolled(session: Session, day: int) -> bool:
     ((rolled,),) = session.execute(statement("day_is_rolled"), {"end": moment((day + 1) * DAY_US)}).fetchall()
-    return _Marks(ids.tolist(), series, time_us, rolled)
+    return bool(rolled)
 
 
 def _redo(session: Session, day: int, sensors: int) -> int:

@@ -72,8 +72,13 @@ SELECT
     coalesce(marks.last_write <= marks.redone_at OR marks.redo_after <= %(now)s, true),
     coalesce(marks.last_write <= days.redone_at OR days.redone_at <= %(before)s, true)
 FROM marks, days
-WHERE days.day IN (SELECT DISTINCT floor(extract(epoch FROM time) / 86400)::INTEGER FROM dirty, marks
-    WHERE time < marks.rolled_until)
+-- One look into the index for each day, however many marks it has: the order is for the planner, which would read them all.
+WHERE NOT sealed AND (
+    SELECT time FROM dirty
+    WHERE time >= to_timestamp(days.day * 86400.0)
+        AND time < least(to_timestamp((days.day + 1) * 86400.0), marks.rolled_until)
+    ORDER BY time LIMIT 1
+) IS NOT NULL
 ORDER BY days.redone_at NULLS FIRST, days.day
 
 -- name: note_redone
@@ -88,6 +93,26 @@ WHERE time >= %(start)s AND time < least(%(end)s, (SELECT rolled_until FROM mark
         SELECT DISTINCT series FROM dirty WHERE time >= %(start)s AND time < %(end)s ORDER BY series LIMIT %(limit)s
     ) AS first
 )
+
+-- name: create_taken
+-- Marks of a day, remembered while what they mark is made anew: in the session, because they may be millions.
+CREATE TEMPORARY TABLE IF NOT EXISTS taken (id BIGINT)
+
+-- name: forget_taken
+TRUNCATE taken
+
+-- name: take_dirty
+-- All marks of a day; the first and the last hour of them.
+WITH marked AS (
+    SELECT id, time FROM dirty
+    WHERE time >= %(start)s AND time < least(%(end)s, (SELECT rolled_until FROM marks))
+), noted AS (
+    INSERT INTO taken SELECT id FROM marked
+)
+SELECT (extract(epoch FROM min(time)) * 1000000)::BIGINT, (extract(epoch FROM max(time)) * 1000000)::BIGINT FROM marked
+
+-- name: forget_dirty_taken
+DELETE FROM dirty USING taken WHERE dirty.id = taken.id
 
 -- name: forget_dirty
 DELETE FROM dirty WHERE id = ANY(%(ids)s)
