@@ -259,6 +259,33 @@ def test_a_pause_that_ends_in_a_future_that_no_clock_is_at_any_more_is_none(
     assert sealed_days(url) == [DAY]
 
 
+def test_while_the_buckets_of_a_day_are_copied_reads_and_writes_go_on(
+    opening: Callable[..., PostgresStore], url: str, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even writes into the day, which then is not sealed yet, and into days that are sealed."""
+    keeper, other = opening(2), opening(2)
+    keeper.write([hourly("a", range(-24, 1))])
+    clock.advance(6 * 24 * 3600)
+    written: list[str] = []
+
+    def meanwhile(name: str) -> str:
+        if name == "seal_days" and sealed_days(url) == [DAY - 1] and not written:
+            for late_us in (NOON_US, NOON_US - DAY_US, NOON_US + 6 * DAY_US):
+                written.append(f"late-{late_us}")
+                other.write([write_of(written[-1], (0, late_us + MINUTE_US, 10.0))])
+            assert sum(row["sum"] for row in buckets(other, "day")) == 130.0
+        return statement(name)
+
+    monkeypatch.setattr(sealing, "statement", meanwhile)
+    keep_house(keeper, clock)
+    assert (sealed_days(url), len(written)) == ([DAY - 1], 3)
+    clock.advance(25 * 3600)
+    keep_house(keeper, clock)
+    assert sealed_days(url) == [DAY - 1, DAY]
+    for period in PERIODS:
+        assert sum(row["sum"] for row in buckets(other, period)) == 130.0
+
+
 # --- the size of a step -----------------------------------------------------------------------------------------------
 
 NOT_TOO_MANY = """

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import LiteralString
 
-from psycopg import errors
+from psycopg import Rollback, errors
 
 from sensorkeep.clock import MICROSECONDS
 from sensorkeep.limits import POSTGRES_MAINTAIN_LOCK_PAUSE_SECONDS, POSTGRES_MAINTAIN_LOCK_SECONDS_MAX
@@ -33,19 +33,21 @@ class Hurry:
         return bool(lately)
 
     def run(self, work: Callable[[Session], bool], now_us: int) -> bool:
-        """As Keeper.run, once; False, with nothing changed, where the locks are not free within
-        POSTGRES_MAINTAIN_LOCK_SECONDS_MAX, or somebody waits for us who has them, or it was so a moment ago."""
+        """As Keeper.run, once; False, with nothing changed, where `work` says so, the locks are not free within
+        POSTGRES_MAINTAIN_LOCK_SECONDS_MAX, somebody waits for us who has them, or it was so a moment ago."""
         if self.pauses(now_us):
             return False
         try:
             with self._keeper.session() as session, session.transaction():
                 limit_locks(session, POSTGRES_MAINTAIN_LOCK_SECONDS_MAX)
-                return work(session)
+                if not work(session):
+                    raise Rollback
+                return True
         except (errors.LockNotAvailable, errors.DeadlockDetected):
             with self._keeper.session() as session:
                 after = {"after": moment(now_us + _PAUSE_US)}
                 session.execute(statement("note_given_up", what=self._what), after)
-            return False
+        return False
 
 
 def limit_locks(session: Session, seconds: float) -> None:

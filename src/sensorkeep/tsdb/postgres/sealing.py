@@ -53,23 +53,34 @@ class Sealing:
             if not self._buckets.confirm_day(day):
                 return False
             self._confirmed.add(day)
-        sealed = self._hurry.run(lambda session: _seal(session, day), now_us)
+        # Whether the locks can be had at all, before anything is copied that would then be undone.
+        sealed = self._hurry.run(_lock_days_out, now_us) and self._hurry.run(
+            lambda session: _seal(session, day), now_us
+        )
         if sealed:
             self._confirmed.discard(day)
         return sealed
 
 
 def _seal(session: Session, day: int) -> bool:
-    """Keep the day's buckets and drop its raw, unless it was written to just now."""
-    session.execute(statement("wait_for_writers"))
-    limit_locks(session, _READS_WAIT_SECONDS_MAX)
-    session.execute(statement("lock_days_out"))
+    """Keep the day's buckets and drop its raw; False, to be undone, where it was written to meanwhile.
+
+    They are copied before anybody is locked out: only a write could change them, and it would leave a mark.
+    """
     bounds = {"start": moment(day * DAY_US), "end": moment((day + 1) * DAY_US)}
+    session.execute(statement("seal_hours"), bounds)
+    session.execute(statement("seal_days"), bounds)
+    session.execute(statement("wait_for_writers"))
+    _lock_days_out(session)
     ((changed,),) = session.execute(statement("any_dirty"), bounds).fetchall()
     if changed:
         return False
-    session.execute(statement("seal_hours"), bounds)
-    session.execute(statement("seal_days"), bounds)
     session.execute(statement("seal_day"), {"day": day})
     session.execute(statement("drop_day"), {"day": day})
+    return True
+
+
+def _lock_days_out(session: Session) -> bool:
+    limit_locks(session, _READS_WAIT_SECONDS_MAX)
+    session.execute(statement("lock_days_out"))
     return True

@@ -132,8 +132,9 @@ INSERT INTO dirty (series, time)
 SELECT series, to_timestamp(hour * 3600.0) FROM unnest(%(series)s::INTEGER[], %(hours)s::BIGINT[]) AS touched (series, hour)
 
 -- name: lock_sealed
--- One merge at a time: it reads buckets and writes them back. Reads go on.
-LOCK TABLE sealed_hourly IN SHARE ROW EXCLUSIVE MODE
+-- One merge at a time: it reads buckets and writes them back. Reads go on, and so does the sealing of other days, which
+-- waits for writers while it holds the tables: hence no lock of these.
+SELECT pg_advisory_xact_lock(7363282, 5)
 
 -- name: add_sealed_days
 INSERT INTO days (day, sealed, last_write) SELECT day, true, %(now)s FROM unnest(%(days)s::INTEGER[]) AS day
