@@ -6,6 +6,7 @@ tests/unit/test_auth_limiter.py; of jumps by seed among faults: test_pipeline.py
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,8 @@ class House:
 
 @pytest.fixture
 def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
-    monkeypatch.delenv("SENSORKEEP_CONFIG", raising=False)
+    for name in [name for name in os.environ if name.startswith("SENSORKEEP_")]:
+        monkeypatch.delenv(name)
     clock = SteppedClock()
     config = load_config(data_dir=tmp_path / "data", api_key=KEY, admin_password=PASSWORD, gather_seconds=0.01)
     application = Application(config, clock)
