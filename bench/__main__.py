@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from bench import bulk, growth, live, query, single
+from bench import bulk, distributed, growth, live, query, single
 from bench.report import DOCUMENT, Figure, Notes, check, document, not_measured, record
 from bench.server import bench_server
 from bench.workload import Form
@@ -87,6 +87,7 @@ def parts_of(form: str, rounds: int, notes: Notes) -> dict[str, Part]:
         "verbose": bulk_part("verbose", 75, rounds, None),
         "single": partial(single.figures, single.CONNECTIONS, 4.0, rounds),
         "live": partial(live_figures, 5.0, rounds, ((100, 0), (100, 50), (20, 0))),
+        "distributed": partial(distributed.figures, "verbose", 82, rounds),
         "grown": partial(grown_figures, 40_000_000, 14, 200),
     }
 

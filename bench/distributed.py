@@ -7,12 +7,15 @@ queried: that of gateway and workers, and apart from it that of Kafka, SeaweedFS
 
 Two figures say how workers add up. `end to end` is the wall rate from the first POST. `drain` is the rate at which
 workers alone empty a queue that was filled while they were stopped, with the gateway idle: on a machine with few cores
-the only time that a second worker has a core to itself.
+the only time that a second worker may have a core to itself. The bodies come from several fleets in turn, each with a
+key of its own, since what one credential sends stays in order and is worked off by one worker.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
+import re
 import signal
 import sys
 import tempfile
@@ -27,10 +30,12 @@ import httpx
 from bench.bulk import CONNECTIONS, WARM_UP, send_all
 from bench.contenders import Contender
 from bench.processes import Post, ProcessTree
+from bench.report import Figure
 from bench.server import API_KEY, quantile_ms
-from bench.workload import Load, make_loads
+from bench.workload import Form, Load, make_loads
 
 TESTS = Path(__file__).parent.parent / "tests"
+FLEETS = 8
 SERVICES = ("kafka", "seaweedfs", "postgresql", "valkey")
 
 
@@ -49,6 +54,12 @@ class DistributedResult(NamedTuple):
     gateway_resident_mib: float
     worker_resident_mib: float
 
+    @property
+    def own_cpu_share(self) -> float:
+        """What of the CPU time was ours, and not that of the services."""
+        own = self.gateway_cpu_seconds + self.worker_cpu_seconds
+        return own / (own + sum(self.service_cpu_seconds.values()))
+
 
 class _Gateway(Contender):
     """Sends to a gateway; what it costs is asked of each process apart."""
@@ -57,15 +68,19 @@ class _Gateway(Contender):
     differs = ""
     version = ""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, keys: Sequence[str], loads: Sequence[Load]) -> None:
         self._url = httpx.URL(url)
+        self._keys = {id(load.body): keys[i % len(keys)] for i, load in enumerate(loads)}
 
     def sender(self) -> Callable[[Load], None]:
         """See Contender."""
-        headers = {"X-API-Key": API_KEY, "Content-Type": "application/json", "Content-Encoding": "gzip"}
         assert self._url.port is not None
-        post = Post(self._url.host, self._url.port, "/api/v1/telemetry/bulk", headers, 201)
-        return lambda load: post(load.body)
+        headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+        posts = {
+            key: Post(self._url.host, self._url.port, "/api/v1/telemetry/bulk", headers | {"X-API-Key": key}, 201)
+            for key in self._keys.values()
+        }
+        return lambda load: posts[self._keys[id(load.body)]](load.body)
 
     def finish(self) -> None:
         """See Contender."""
@@ -114,7 +129,7 @@ def measure(loads: Sequence[Load], workers: int) -> DistributedResult:
     """One run: everything sent and stored, then as much again stored from a queue that waits."""
     half = WARM_UP + (len(loads) - WARM_UP) // 2
     with installation(workers) as (cluster, services):
-        gateway = _Gateway(cluster.gateways[0].url)
+        gateway = _Gateway(cluster.gateways[0].url, _new_keys(cluster), loads)
         trees = {name: ProcessTree(getattr(services, name).process.pid) for name in SERVICES}
         own = [ProcessTree(node.process.pid) for node in (*cluster.gateways, *cluster.workers)]
         send_all(gateway, loads[:WARM_UP], 1)
@@ -145,6 +160,18 @@ def measure(loads: Sequence[Load], workers: int) -> DistributedResult:
     )
 
 
+def _make_loads(form: Form, batches: int) -> list[Load]:
+    """Batches of all fleets in turn."""
+    fleets = [make_loads(form, math.ceil(batches / FLEETS), seed) for seed in range(FLEETS)]
+    return [load for turn in zip(*fleets, strict=True) for load in turn][:batches]
+
+
+def _new_keys(cluster: Any) -> list[str]:
+    """One for each fleet."""
+    said = [cluster.command("key", "add", f"fleet {i}", "--scope", "ingest").stdout for i in range(FLEETS)]
+    return re.findall(r"sk_\S+", "\n".join(said))
+
+
 def _drain(cluster: Any, gateway: _Gateway, loads: Sequence[Load]) -> float:
     """Readings per second at which the workers store what was sent while they were stopped (by a signal, so that
     starting them again costs nothing)."""
@@ -169,6 +196,27 @@ def lines(result: DistributedResult) -> Iterator[str]:
     yield f"  resident: gateway {result.gateway_resident_mib:.0f} MiB, a worker {result.worker_resident_mib:.0f} MiB"
 
 
+def figures(form: Form, batches: int, rounds: int) -> Iterator[Figure]:
+    """The rows of the table."""
+    loads = _make_loads(form, batches)
+    results = [(measure(loads, 1), measure(loads, 2)) for _ in range(rounds)]
+    one = [result for result, _ in results]
+    name = f"distributed, {form}"
+    own = [result.readings_per_own_cpu_second for result in one]
+    yield Figure(f"{name}: readings per CPU-second of gateway and worker", own, 0, "120,000")
+    services = [result.readings_per_own_cpu_second * result.own_cpu_share for result in one]
+    yield Figure(f"{name}: readings per CPU-second of these and all services", services, 0)
+    for workers, of_runs in enumerate(zip(*results, strict=True), 1):
+        drained = [result.drained_per_second for result in of_runs]
+        yield Figure(f"{name}: readings per second that {workers} worker(s) take out of a full queue", drained, 0)
+        rates = [result.readings_per_second for result in of_runs]
+        yield Figure(f"{name}: readings per second, end to end, {workers} worker(s)", rates, 0)
+    added = [two.drained_per_second / alone.drained_per_second - 1 for alone, two in results]
+    yield Figure(f"{name}: what a second worker adds, of the first (2 cores for all)", added, 2, "0.8")
+    yield Figure(f"{name}: resident memory of the gateway, MiB", [result.gateway_resident_mib for result in one], 0)
+    yield Figure(f"{name}: resident memory of the worker, MiB", [result.worker_resident_mib for result in one], 0)
+
+
 def main() -> None:
     """Run and print."""
     arguments = argparse.ArgumentParser(description=__doc__)
@@ -177,7 +225,7 @@ def main() -> None:
     arguments.add_argument("--workers", type=int, nargs="*", default=[1, 2])
     arguments.add_argument("--rounds", type=int, default=2)
     options = arguments.parse_args()
-    loads = make_loads(options.form, options.batches)
+    loads = _make_loads(options.form, options.batches)
     for _ in range(options.rounds):
         for workers in options.workers:
             print("\n".join(lines(measure(loads, workers))), flush=True)

@@ -46,12 +46,12 @@ class Load(NamedTuple):
     """Text rows for PostgreSQL's COPY, all columns."""
 
 
-def make_loads(form: Form, batches: int) -> list[Load]:
-    """The batches, ending now; the first of them a few more days ago than they span."""
+def make_loads(form: Form, batches: int, seed: int = SEED) -> list[Load]:
+    """The batches, ending now; the first of them a few more days ago than they span. A `seed` has its own sensors."""
     now_us = SystemClock().now_us()
     rounds = READINGS_PER_BATCH // SENSORS
     options = FleetOptions(
-        start_us=now_us - (batches + 1) * rounds * MINUTE_US, seed=SEED, rounds_per_batch=rounds, form=form
+        start_us=now_us - (batches + 1) * rounds * MINUTE_US, seed=seed, rounds_per_batch=rounds, form=form
     )
     decode = DecodeOptions(received_us=now_us)
     return [_load(batch.body(), decode) for batch in fleet_batches(options, batches)]
