@@ -235,8 +235,11 @@ POSTGRES_MAINTAIN_SECONDS = 1.0
 POSTGRES_STEP_SECONDS = 0.3
 """How long one step of maintenance is meant to take; the next one takes more or fewer sensors or hours accordingly."""
 POSTGRES_MAINTAIN_LOCK_SECONDS_MAX = 5.0
-"""Maintenance waits this long for the writes (and to seal a day, the reads) in flight, and new ones wait behind it;
-most take less. It does so once for an hour that is rolled up, and once for a day that is sealed."""
+"""Maintenance waits this long for the writes in flight, and new ones wait behind it; most take less. It does so once
+for an hour that is rolled up, and once for a day that is sealed."""
+POSTGRES_SEAL_READS_SECONDS_MAX = 0.3
+"""And this long, to seal a day, for the reads in flight. Most take less, and one that takes long (a backup by pg_dump)
+takes longer than anything that could be waited for."""
 POSTGRES_MAINTAIN_LOCK_PAUSE_SECONDS = 60.0
 """After it gave up, so that something that takes very long does not hold up the others again and again."""
 POSTGRES_REFRESH_SECONDS = 12 * 3600.0

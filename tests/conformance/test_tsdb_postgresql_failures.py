@@ -73,7 +73,7 @@ def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgreSQL]
 def own(postgresql: PostgreSQL, clock: ManualClock) -> Iterator[PostgresStore]:
     """A store on it."""
     url = make_database(postgresql.url)
-    migration.upgrade(url, 30)
+    migration.upgrade(url)
     made = PostgresStore(url, clock=clock, raw_retention_days=30)
     yield made
     made.close()
@@ -193,7 +193,7 @@ def test_a_database_that_was_made_anew_is_not_taken_for_the_old_one(url: str, st
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'sensorkeep'"
             " AND datname = current_database()"
         )
-    migration.upgrade(url, 30)
+    migration.upgrade(url)
     until_it_works(store.status)
     assert store.write([write_of("b", (3, NOON_US, 3.0))]) == [Settled("b", Counts(stored=1))]
     assert store.write([write_of("a", (0, NOON_US, 1.0))]) == [Settled("a", Counts(stored=1))]
@@ -347,12 +347,12 @@ def test_a_start_without_the_tables_says_what_to_run(database: str, clock: Manua
 
 
 def test_a_start_with_newer_tables_is_refused(database: str, clock: ManualClock) -> None:
-    migration.upgrade(database, 30)
+    migration.upgrade(database)
     with psycopg.connect(database, autocommit=True) as connection:
         connection.execute("UPDATE telemetry.marks SET revision = '9999'")
     assert "9999" in refusal(database, clock)
     with pytest.raises(BadConfig, match="newer"):
-        migration.upgrade(database, 30)
+        migration.upgrade(database)
 
 
 def test_a_server_that_cannot_be_reached_or_a_wrong_password_stops_the_start(
@@ -369,8 +369,8 @@ def test_a_server_that_cannot_be_reached_or_a_wrong_password_stops_the_start(
 def test_missing_privileges_are_told_at_the_start(database: str, user: str, clock: ManualClock) -> None:
     url = with_user(database, user, PASSWORD)
     with pytest.raises(BadConfig, match="may not do what is needed"):
-        migration.upgrade(url, 30)
-    migration.upgrade(database, 30)
+        migration.upgrade(url)
+    migration.upgrade(database)
     assert "may not do what is needed" in refusal(url, clock)
 
 
@@ -383,7 +383,7 @@ def test_whoever_owns_the_database_needs_no_other_right(kind: str, clock: Manual
             connection.execute(f"CREATE USER {name} PASSWORD '{PASSWORD}'")
             connection.execute(f'ALTER DATABASE "{url.rpartition("/")[2]}" OWNER TO {name}')
         own_url = with_user(url, name, PASSWORD)
-        migration.upgrade(own_url, 2)
+        migration.upgrade(own_url)
         assert _is_timescale(own_url) is (kind == "timescaledb")
         _live(own_url, clock)
     finally:
@@ -454,8 +454,8 @@ def test_tables_made_fresh_equal_migrated_ones(empty: str, url: str, monkeypatch
         with monkeypatch.context() as patch:
             patch.setattr(migration, "REVISIONS", known)
             patch.setattr(migration, "HEAD", list(known)[-1])
-            migration.upgrade(empty, 30)
-            migration.upgrade(empty, 30)
+            migration.upgrade(empty)
+            migration.upgrade(empty)
             assert migration.status(empty) == (list(known)[-1], list(known)[-1])
     if (_is_timescale(empty), _is_timescale(url)) in ((True, True), (False, False)):
         assert structure(empty) == structure(url)
@@ -472,7 +472,7 @@ def test_many_that_migrate_at_once_do_it_once(empty: str, clock: ManualClock) ->
 
     def upgrade() -> None:
         try:
-            migration.upgrade(empty, 30)
+            migration.upgrade(empty)
         except BaseException as error:  # noqa: BLE001 - handed to the main thread, which raises it
             failures.append(error)
 
@@ -485,7 +485,7 @@ def test_many_that_migrate_at_once_do_it_once(empty: str, clock: ManualClock) ->
     store = PostgresStore(empty, clock=clock, raw_retention_days=30)
     assert store.status().empty
     store.write([write_of("a", (0, NOON_US, 1.0))])
-    migration.upgrade(empty, 30)
+    migration.upgrade(empty)
     assert whole(store.read_raw(UUIDS, 0, FOREVER_US, MANY)["time"]) == [NOON_US]
     store.close()
 
@@ -498,9 +498,9 @@ def test_a_migration_that_fails_leaves_nothing(database: str, monkeypatch: pytes
             lambda name: broken if name == "r0001_plain" else statement(name),
         )
         with pytest.raises(SensorkeepError):
-            migration.upgrade(database, 30)
+            migration.upgrade(database)
     assert migration.status(database) == (None, migration.HEAD)
-    migration.upgrade(database, 30)
+    migration.upgrade(database)
 
 
 def test_the_documentation_names_every_table_and_view(url: str) -> None:

@@ -44,7 +44,7 @@ def clock() -> ManualClock:
 
 @pytest.fixture
 def url() -> Iterator[str]:
-    with postgres_database("timescaledb", 2) as made:
+    with postgres_database("timescaledb") as made:
         # The jobs of its own are run when a test says so.
         run(made, "SELECT alter_job(job_id, scheduled => false) FROM timescaledb_information.jobs WHERE job_id >= 1000")
         yield made
@@ -257,7 +257,7 @@ def test_a_refresh_policy_is_refused_at_the_start(url: str, clock: ManualClock) 
         with pytest.raises(BadConfig, match=r"remove_continuous_aggregate_policy\('telemetry.telemetry_daily'\)"):
             PostgresStore(url, clock=clock, raw_retention_days=days)
     with pytest.raises(BadConfig, match="telemetry_daily has a refresh policy"):
-        migration.upgrade(url, 2)
+        migration.upgrade(url)
     run(url, "SELECT remove_continuous_aggregate_policy('telemetry.telemetry_daily')")
     PostgresStore(url, clock=clock, raw_retention_days=2).close()
 

@@ -73,7 +73,7 @@ def opened(kind: str, folder: Path, clock: ManualClock, raw_retention_days: int 
         finally:
             store.close()
         return
-    with postgres_database(kind, raw_retention_days) as url:
+    with postgres_database(kind) as url:
         shared = PostgresStore(url, clock=clock, raw_retention_days=raw_retention_days)
         try:
             yield shared
@@ -82,12 +82,12 @@ def opened(kind: str, folder: Path, clock: ManualClock, raw_retention_days: int 
 
 
 @contextmanager
-def postgres_database(kind: str, raw_retention_days: int = 30) -> Iterator[str]:
+def postgres_database(kind: str) -> Iterator[str]:
     """The URL of a new database with the tables of the store."""
     admin_url = os.environ[TIMESCALE_URL] if kind == "timescaledb" else address(POSTGRESQL_URL)
     url = make_database(admin_url)
     try:
-        migration.upgrade(url, raw_retention_days)
+        migration.upgrade(url)
         yield url
     finally:
         drop_database(admin_url, url)

@@ -147,7 +147,7 @@ def test_any_interleaving_leaves_raw_rollups_and_counts_as_a_plain_model(
 ) -> None:
     for name, value in SMALL_STEPS.items():
         monkeypatch.setattr(f"sensorkeep.tsdb.postgres.{name}", value)
-    with postgres_database(kind, retention_days) as url:
+    with postgres_database(kind) as url:
         run = SharedRun(url, retention_days)
         for name, *arguments in steps:
             getattr(run, name)(*arguments)

@@ -54,7 +54,7 @@ def upgrade_schemas(config: Config) -> None:
     if not is_embedded(config, "tsdb_url"):
         from sensorkeep.tsdb.postgres import migration
 
-        migration.upgrade(config.tsdb_url, config.raw_retention_days)
+        migration.upgrade(config.tsdb_url)
 
 
 def first_start(config: Config) -> str | None:

@@ -31,11 +31,11 @@ WHERE extname = 'timescaledb'
 """
 
 
-def upgrade(url: str, raw_retention_days: int) -> None:
+def upgrade(url: str) -> None:
     """Bring the tables to this version. Idempotent; two at a time wait for each other.
 
-    Where TimescaleDB can be had, a new store is made on it; a store stays on what it was made on. Nothing here depends
-    on `raw_retention_days`. Raises BadConfig and Unavailable.
+    Where TimescaleDB can be had, a new store is made on it; a store stays on what it was made on. Raises
+    BadConfig and Unavailable.
     """
     engine = Engine(url)
     try:

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from sensorkeep.clock import DAY_US, MICROSECONDS
-from sensorkeep.limits import RETENTION_QUIET_SECONDS
+from sensorkeep.limits import POSTGRES_SEAL_READS_SECONDS_MAX, RETENTION_QUIET_SECONDS
 from sensorkeep.tsdb.postgres.engine import Session
 from sensorkeep.tsdb.postgres.hurry import Hurry, limit_locks
 from sensorkeep.tsdb.postgres.keeper import Keeper
 from sensorkeep.tsdb.postgres.rolling import Buckets
 from sensorkeep.tsdb.postgres.statements import statement
 from sensorkeep.tsdb.postgres.times import moment
-
-_READS_WAIT_SECONDS_MAX = 0.3
-"""The wait for the reads in flight: new ones wait behind it. Most take less; a backup by pg_dump takes longer than
-anybody could wait."""
 
 
 class Sealing:
@@ -81,6 +77,6 @@ def _seal(session: Session, day: int) -> bool:
 
 
 def _lock_days_out(session: Session) -> bool:
-    limit_locks(session, _READS_WAIT_SECONDS_MAX)
+    limit_locks(session, POSTGRES_SEAL_READS_SECONDS_MAX)
     session.execute(statement("lock_days_out"))
     return True
