@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from sensorkeep import limits
 from sensorkeep.catalog.base import Accounting
@@ -370,6 +371,22 @@ def test_a_maintenance_that_fails_is_told_and_stops_nothing(pipeline: Pipeline) 
     pipeline.worker.round()
     assert totals(pipeline) == Accounting(received=20, stored=20)
     assert pipeline.worker.maintenance_failed_because is None
+
+
+def test_a_maintenance_that_fails_again_and_again_is_logged_once(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def maintain(now_us: int) -> None:
+        raise Unavailable("the disk is away", code="dependency_down")
+
+    monkeypatch.setattr(pipeline.store, "maintain", maintain)
+    with capture_logs() as logs:
+        for _ in range(3):
+            pipeline.clock.advance(60)
+            pipeline.worker.round()
+    (line,) = [line for line in logs if line["event"] == "maintenance_failed"]
+    assert "the disk is away" in line["because"]
+    assert not line["exc_info"], "an outage needs no traceback"
 
 
 def test_a_claim_that_is_delivered_twice_is_stored_and_acknowledged_once(pipeline: Pipeline) -> None:

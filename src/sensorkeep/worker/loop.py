@@ -366,9 +366,8 @@ class Worker:
 
     def _maintain(self, *, idle: bool) -> None:
         now = self._clock.monotonic()
-        if not idle and now < self._maintain_at:
-            return
-        if idle and now < self._maintain_at - self._settings.maintain_seconds + limits.MAINTAIN_IDLE_SECONDS:
+        sooner = self._settings.maintain_seconds - limits.MAINTAIN_IDLE_SECONDS if idle else 0.0
+        if now < self._maintain_at - sooner:
             return
         self._maintain_at = now + self._settings.maintain_seconds
         try:
@@ -376,9 +375,11 @@ class Worker:
             self._housekeep()
             self.maintenance_failed_because = None
         except Exception as error:
-            self.maintenance_failed_because = f"{type(error).__name__}: {error}"
+            because = f"{type(error).__name__}: {error}"
             self._metrics.worker_failures.labels("maintenance").inc()
-            log.exception("maintenance_failed")
+            if because != self.maintenance_failed_because:  # it is tried again every second or so
+                log.error("maintenance_failed", because=because, exc_info=not isinstance(error, Unavailable))
+                self.maintenance_failed_because = because
         depth = self._queue.depth()
         self._metrics.queue_depth.set(depth.claims)
         age_us = self._clock.now_us() - depth.oldest_us if depth.oldest_us is not None else 0
