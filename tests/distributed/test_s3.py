@@ -17,6 +17,7 @@ import pytest
 from obstore.store import S3Store
 
 from sensorkeep import limits
+from sensorkeep.catalog.base import Batch
 from sensorkeep.clock import DAY_US, ManualClock
 from sensorkeep.errors import BadConfig, Conflict, NotFound, SensorkeepError, Unavailable
 from sensorkeep.object_store.s3 import S3ObjectStore
@@ -296,6 +297,9 @@ class Rest:
 
     def purge(self, before_us: int) -> None:
         pass
+
+    def batches(self, state: str, limit: int, before: tuple[int, str]) -> list[Batch]:
+        return []
 
 
 def test_retention_deletes_old_payloads_together_and_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
