@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
@@ -108,6 +109,10 @@ def run(config: Config, role: Role, port: int, *, stay: bool = False) -> None:
             worker.on_end = _end_of_worker(application, worker, end, stay=stay)
         application.start()
         end.server = server = _server(application, access_log if config.access_log else None)
+        # What was made so far stays to the end. Passed over by the collector, it costs 20 % less CPU for each small
+        # request with 256 connections.
+        gc.collect()
+        gc.freeze()
         if not end.wanted:
             _greet(application, listener.getsockname()[1], password)
             server.run(sockets=[listener])
