@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import socket
@@ -102,3 +103,12 @@ def test_the_first_start_prints_a_password_once_and_a_call_that_works(data_dir: 
             assert again.anonymous.post("/auth/login", json=login).status_code == 200
         finally:
             again.stop()
+
+
+def test_a_server_that_is_stopped_logs_its_end_and_nothing_but_log_lines(data_dir: Path) -> None:
+    server = Server(data_dir).start()
+    assert server.client.post("/temperature_reading", json={"sensor_id": "kitchen", "temperature": 21.5}).is_success
+    before = len(server.log)
+    assert server.stop() == 0
+    lines = server.log[before:].splitlines()
+    assert {json.loads(line)["event"] for line in lines} >= {"Shutting down", "Application shutdown complete."}

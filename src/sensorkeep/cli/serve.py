@@ -120,6 +120,7 @@ def run(config: Config, role: Role, port: int, *, stay: bool = False) -> None:
             Output().note(f"the worker stopped: {worker.stopped_because}; the log has the details")
             raise typer.Exit(ExitCode.STOPPED_FOR_GOOD if worker.stopped_for_good else ExitCode.SOME_REFUSED)
     finally:
+        gc.unfreeze()  # libraries complain of what is left at the end
         application.close()
         listener.close()
         access_log.flush()
