@@ -184,9 +184,7 @@ class _Shared(Generic[Latest]):
         """Offer what the table holds by now: where Valkey was emptied after these were offered, a look-up may have
         entered what the table had before them."""
         try:
-            left_out = self._newest.offer(saved.values(), correct=False)
-            if left_out:
-                self._fill_in(left_out, again=True)
+            self._share(saved.values(), again=True)
         except SensorkeepError:
             self._keep_unshared(saved, are_first=False)
 
@@ -200,14 +198,18 @@ class _Shared(Generic[Latest]):
         try:
             if lost:  # it may hold values that are older than what nobody remembers here
                 self._newest.clear()
-            left_out = self._newest.offer(unshared.values(), correct=are_first)
-            if left_out:
-                self._fill_in(left_out, again=not are_first)
+            self._share(unshared.values(), again=not are_first)
         except SensorkeepError:
             self._unshared_lost = self._unshared_lost or lost
             self._keep_unshared(unshared, are_first=are_first)
             raise
         return len(unshared)
+
+    def _share(self, values: Iterable[Latest], again: bool) -> None:
+        """Offer values to Valkey, and fill in where it knows none."""
+        left_out = self._newest.offer(values, correct=not again)
+        if left_out:
+            self._fill_in(left_out, again)
 
     def _fill_in(self, left_out: list[Latest], again: bool) -> None:
         """Share values of which Valkey knows none: the table decides whether they are the newest."""

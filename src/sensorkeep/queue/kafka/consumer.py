@@ -196,7 +196,8 @@ class GroupConsumer:
             "check.crcs": True,
             "queued.min.messages": KAFKA_BUFFER_CLAIMS_MAX,
             "queued.max.messages.kbytes": KAFKA_PREFETCH_KIB_MAX,
-            **dict.fromkeys(("fetch.error.backoff.ms", "fetch.queue.backoff.ms"), 100),
+            "fetch.error.backoff.ms": 100,
+            "fetch.queue.backoff.ms": 100,
             "on_commit": self._take_commit,
             "logger": self._client_log,
         }
