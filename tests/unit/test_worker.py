@@ -295,11 +295,15 @@ def test_a_store_that_refuses_everything_stops_the_worker_though_all_can_be_load
     assert totals(pipeline).quarantined == limits.WORKER_FAILURES_MAX
 
 
+def lose_payloads(pipeline: Pipeline, batch_ids: list[str]) -> None:
+    for stored in list(pipeline.objects.list()):
+        if any(batch_id in stored.key for batch_id in batch_ids):
+            pipeline.objects.delete(stored.key)
+
+
 def test_few_dead_payloads_among_many_good_ones_of_one_round_do_not_stop_the_worker(pipeline: Pipeline) -> None:
     bad = [send(pipeline, 100 * i, 5) for i in range(2 * limits.WORKER_FAILURES_MAX) for _ in range(3)][::3]
-    for stored in list(pipeline.objects.list()):
-        if any(batch_id in stored.key for batch_id in bad):
-            pipeline.objects.delete(stored.key)
+    lose_payloads(pipeline, bad)
     pipeline.restart()
     work_to_rest(pipeline)
     assert pipeline.worker.stopped_because is None
@@ -311,9 +315,7 @@ def test_few_failures_among_many_successes_do_not_stop_the_worker(pipeline: Pipe
     for i in range(limits.WORKER_FAILURES_MAX // 2):
         send(pipeline, 100 * i, 5)
         bad.append(send(pipeline, 100 * i + 50, 5))
-    for stored in list(pipeline.objects.list()):
-        if any(batch_id in stored.key for batch_id in bad):
-            pipeline.objects.delete(stored.key)
+    lose_payloads(pipeline, bad)
     pipeline.restart()
     work_to_rest(pipeline)
     assert pipeline.worker.stopped_because is None
