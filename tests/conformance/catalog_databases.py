@@ -10,11 +10,28 @@ import pytest
 
 from sensorkeep.catalog.database import Database, migrate, open_database
 from services import POSTGRESQL_URL, address, drop_database, make_database
+from services.postgresql import PostgreSQL
 
 POSTGRESQL = pytest.param("postgresql", marks=pytest.mark.distributed)
 KEPT = ["sqlite-file", POSTGRESQL]
 """Databases that outlive the process."""
 EVERY = ["sqlite-memory", *KEPT]
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[PostgreSQL]:
+    """A server that may be stopped."""
+    with PostgreSQL(tmp_path / "postgresql") as made:
+        yield made
+
+
+@pytest.fixture
+def private(service: PostgreSQL) -> Iterator[Database]:
+    """The catalog on that server."""
+    database = open_database(make_database(service.url), schema="migrate")
+    yield database
+    database.close()
+
 
 _made: dict[Path, str] = {}
 """URLs of the databases made on the server of the run, by folder."""

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from catalog_databases import fresh_database
+from catalog_databases import fresh_database, private, service
 from pubsub_world import wait_until
 
 from sensorkeep.catalog.base import Accounting, Receipt, Settlement
-from sensorkeep.catalog.database import Database, open_database
+from sensorkeep.catalog.database import Database
 from sensorkeep.catalog.ledger import CatalogLedger
 from sensorkeep.catalog.shared_latest import SharedLatestReadings
 from sensorkeep.clock import ManualClock
@@ -22,8 +22,10 @@ from sensorkeep.errors import Unavailable
 from sensorkeep.limits import CATALOG_LOCK_SECONDS_MAX
 from sensorkeep.model import Claim, Counts, LatestReading, Rejections, WireFormat
 from sensorkeep.valkey import Client, Valkey
-from services import VALKEY_URL, address, make_database, new_name
+from services import VALKEY_URL, address, new_name
 from services.postgresql import PostgreSQL
+
+__all__ = ["private", "service"]  # the fixtures
 
 pytestmark = pytest.mark.distributed
 
@@ -32,19 +34,6 @@ CLOCK = ManualClock(NOW_US)
 SOON_SECONDS = 2.5
 """Far more than the bound, and far less than what PostgreSQL is waited for otherwise."""
 THREADS = 8
-
-
-@pytest.fixture
-def service(tmp_path: Path) -> Iterator[PostgreSQL]:
-    with PostgreSQL(tmp_path / "postgresql") as made:
-        yield made
-
-
-@pytest.fixture
-def private(service: PostgreSQL) -> Iterator[Database]:
-    database = open_database(make_database(service.url), schema="migrate")
-    yield database
-    database.close()
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from pathlib import Path
 import psycopg
 import pytest
 import sqlalchemy as sa
-from catalog_databases import database_url, fresh_database, opened
+from catalog_databases import database_url, fresh_database, opened, private, service
 from pubsub_world import wait_until
 
 from sensorkeep.catalog import postgresql
@@ -42,6 +42,8 @@ from sensorkeep.model import (
 from services import POSTGRESQL_URL, address, make_database
 from services.postgresql import PostgreSQL
 
+__all__ = ["private", "service"]  # the fixtures
+
 pytestmark = pytest.mark.distributed
 
 NOW_US = 1_790_000_000_000_000
@@ -58,20 +60,6 @@ def one(tmp_path: Path) -> Iterator[Database]:
 def other(one: Database, tmp_path: Path) -> Iterator[Database]:
     with opened("postgresql", tmp_path) as database:
         yield database
-
-
-@pytest.fixture
-def service(tmp_path: Path) -> Iterator[PostgreSQL]:
-    """One that may be stopped."""
-    with PostgreSQL(tmp_path / "postgresql") as made:
-        yield made
-
-
-@pytest.fixture
-def private(service: PostgreSQL) -> Iterator[Database]:
-    database = open_database(make_database(service.url), schema="migrate")
-    yield database
-    database.close()
 
 
 def at_once(*acts: Callable[[], None]) -> None:

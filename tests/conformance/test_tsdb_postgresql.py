@@ -9,7 +9,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
@@ -17,15 +17,14 @@ from typing import Any
 
 import psycopg
 import pytest
+from tsdb_postgresql_world import clock, opening, url
 from tsdb_world import (
     FOREVER_US,
     MANY,
     NOON_US,
-    SHARED,
     UUIDS,
     batch,
     buckets,
-    postgres_database,
     readings,
     values,
     whole,
@@ -41,41 +40,11 @@ from sensorkeep.tsdb.base import Period, Settled, Write
 from sensorkeep.tsdb.postgres import PostgresStore, hurry, maintenance, rows, sealing, writing
 from sensorkeep.tsdb.postgres.engine import Session
 
+__all__ = ["clock", "opening", "url"]  # the fixtures
+
 DAY = NOON_US // DAY_US
 PERIODS: tuple[Period, Period] = ("hour", "day")
 DEADLINE_SECONDS = 60.0
-
-
-@pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock(NOON_US)
-
-
-@pytest.fixture(params=SHARED)
-def url(request: pytest.FixtureRequest) -> Iterator[str]:
-    """A database with the tables of the store."""
-    with postgres_database(request.param) as made:
-        yield made
-
-
-@pytest.fixture
-def open_stores() -> Iterator[list[PostgresStore]]:
-    """What is in it at the end is closed."""
-    stores: list[PostgresStore] = []
-    yield stores
-    for store in stores:
-        store.close()
-
-
-@pytest.fixture
-def opening(url: str, clock: ManualClock, open_stores: list[PostgresStore]) -> Callable[..., PostgresStore]:
-    """Opens the store, as often as asked: as several processes do."""
-
-    def open_one(raw_retention_days: int = 30) -> PostgresStore:
-        open_stores.append(PostgresStore(url, clock=clock, raw_retention_days=raw_retention_days))
-        return open_stores[-1]
-
-    return open_one
 
 
 @pytest.fixture

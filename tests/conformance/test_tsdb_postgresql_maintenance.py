@@ -10,7 +10,8 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg import errors
-from tsdb_world import EQUIPMENT, NOON_US, SHARED, UUIDS, batch, buckets, postgres_database, readings, values, write_of
+from tsdb_postgresql_world import clock, opening, url
+from tsdb_world import EQUIPMENT, NOON_US, UUIDS, batch, buckets, postgres_database, readings, values, write_of
 
 from sensorkeep.clock import DAY_US, HOUR_US, MINUTE_US, ManualClock
 from sensorkeep.errors import Unavailable
@@ -23,35 +24,11 @@ from sensorkeep.tsdb.postgres.statements import statement
 
 pytestmark = pytest.mark.distributed
 
+__all__ = ["clock", "opening", "url"]  # the fixtures
+
 DAY = NOON_US // DAY_US
 DEADLINE_SECONDS = 60.0
 PERIODS: tuple[Period, Period] = ("hour", "day")
-
-
-@pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock(NOON_US)
-
-
-@pytest.fixture(params=SHARED)
-def url(request: pytest.FixtureRequest) -> Iterator[str]:
-    """A database with the tables of the store."""
-    with postgres_database(request.param) as made:
-        yield made
-
-
-@pytest.fixture
-def opening(url: str, clock: ManualClock) -> Iterator[Callable[..., PostgresStore]]:
-    """Opens the store, as often as asked: as several processes do."""
-    stores: list[PostgresStore] = []
-
-    def open_one(raw_retention_days: int = 30) -> PostgresStore:
-        stores.append(PostgresStore(url, clock=clock, raw_retention_days=raw_retention_days))
-        return stores[-1]
-
-    yield open_one
-    for store in stores:
-        store.close()
 
 
 def query(url: str, sql: str) -> list[tuple[object, ...]]:
