@@ -15,9 +15,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pytest
-from tsdb_postgresql_world import clock, opening, url
+from tsdb_postgresql_world import clock, keep_house, opening, query, url
 from tsdb_world import (
     FOREVER_US,
     MANY,
@@ -55,17 +54,6 @@ def store(opening: Callable[..., PostgresStore]) -> PostgresStore:
 def accepted(batch_id: str, accepted_us: int, *rows: tuple[int, int, float | None]) -> Write:
     """A write of rows that were accepted at a time."""
     return Write(batch_id, write_of(batch_id, *rows).batch, accepted_us)
-
-
-def query(url: str, sql: str) -> list[tuple[object, ...]]:
-    """What the database itself says."""
-    with psycopg.connect(url, autocommit=True) as connection:
-        return connection.execute(sql).fetchall()
-
-
-def keep_house(store: PostgresStore, clock: ManualClock, times: int = 5) -> None:
-    for _ in range(times):
-        store.maintain(clock.now_us())
 
 
 def until(condition: Callable[[], bool]) -> None:

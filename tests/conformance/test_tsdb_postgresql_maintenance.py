@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg import errors
-from tsdb_postgresql_world import clock, opening, url
+from tsdb_postgresql_world import clock, keep_house, opening, query, url
 from tsdb_world import EQUIPMENT, NOON_US, UUIDS, batch, buckets, postgres_database, readings, values, write_of
 
 from sensorkeep.clock import DAY_US, HOUR_US, MINUTE_US, ManualClock
@@ -29,17 +29,6 @@ __all__ = ["clock", "opening", "url"]  # the fixtures
 DAY = NOON_US // DAY_US
 DEADLINE_SECONDS = 60.0
 PERIODS: tuple[Period, Period] = ("hour", "day")
-
-
-def query(url: str, sql: str) -> list[tuple[object, ...]]:
-    """What the database itself says."""
-    with psycopg.connect(url, autocommit=True) as connection:
-        return connection.execute(sql).fetchall()
-
-
-def keep_house(store: PostgresStore, clock: ManualClock, times: int = 5) -> None:
-    for _ in range(times):
-        store.maintain(clock.now_us())
 
 
 def sealed_days(url: str) -> list[int]:

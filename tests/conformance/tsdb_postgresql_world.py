@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+import psycopg
 import pytest
 from tsdb_world import NOON_US, SHARED, postgres_database
 
@@ -35,3 +36,14 @@ def opening(url: str, clock: ManualClock) -> Iterator[Callable[..., PostgresStor
     yield open_one
     for store in stores:
         store.close()
+
+
+def query(url: str, sql: str) -> list[tuple[object, ...]]:
+    """What the database itself says."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        return connection.execute(sql).fetchall()
+
+
+def keep_house(store: PostgresStore, clock: ManualClock, times: int = 5) -> None:
+    for _ in range(times):
+        store.maintain(clock.now_us())
