@@ -133,8 +133,8 @@ def test_a_service_that_stops_and_comes_back_costs_nothing_that_was_answered(
         service.start()
     load.wait_for(30)
     load.end()
-    check(cluster.gateways[0], [load])
     wait_until(lambda: all(_healthy(node) for node in (*cluster.gateways, *cluster.workers)))
+    check(cluster.gateways[0], [load])
     assert [node.process.pid for node in (*cluster.gateways, *cluster.workers)] == pids
     assert all(node.process.poll() is None for node in (*cluster.gateways, *cluster.workers)), "one has ended"
     assert load.answers.keys() <= {DURABLE, REFUSED}
