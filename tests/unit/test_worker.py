@@ -344,6 +344,18 @@ def test_it_has_caught_up_once_what_waited_is_settled(pipeline: Pipeline) -> Non
     assert totals(pipeline).pending == 0
 
 
+def test_a_worker_that_is_behind_waits_for_nothing_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "GATHER_READINGS_MAX", 10)
+    pipeline = Pipeline(tmp_path, ManualClock(START_US), PipelineSettings(gather_seconds=3600.0))
+    try:
+        pipeline.worker.caught_up.set()
+        for number in range(3):
+            send(pipeline, 4 * number, 4)
+        assert pipeline.worker.round() == 2  # or it would wait an hour for one of two readings
+    finally:
+        pipeline.close()
+
+
 def test_the_reading_accepted_later_wins_though_the_earlier_batch_failed_for_a_while(pipeline: Pipeline) -> None:
     first, second = send(pipeline, 0, 10, value=1.0), send(pipeline, 0, 10, value=2.0)
     write = pipeline.store.write

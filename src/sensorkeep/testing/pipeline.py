@@ -104,6 +104,8 @@ class PipelineSettings:
     raw_retention_days: int = limits.RAW_RETENTION_DAYS
     payload_retention_days: int = limits.PAYLOAD_RETENTION_DAYS
     handoff_bytes: int = limits.HANDOFF_BYTES_MAX
+    gather_seconds: float = 0.0
+    """How long the worker waits for more, by the clock of the machine."""
     rates: Mapping[Fault, float] = field(default_factory=dict)
     """Probability of each fault for each call of SEAM_METHODS."""
     gateways: int = 1
@@ -308,5 +310,5 @@ class Pipeline:
                 clock=self.clock,
                 retention_days=self.settings.payload_retention_days,
             ),
-            settings=WorkerSettings(gather_seconds=0.0, deaths_max=self.settings.deaths_max),
+            settings=WorkerSettings(gather_seconds=self.settings.gather_seconds, deaths_max=self.settings.deaths_max),
         )
