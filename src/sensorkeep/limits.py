@@ -285,6 +285,8 @@ CLAIM_DEATHS_MAX = 4
 have written others beside it, and a machine that is out of memory may end one for nothing."""
 HANDOFF_BYTES_MAX = 64 * MIB
 """Decoded batches kept in memory for the worker of the same process; the rest is decoded again from storage."""
+HANDOFF_PATIENCE_SECONDS = 1.0
+"""Longest wait of a bulk body for room among them, while the worker takes some."""
 
 START_CATCH_UP_SECONDS_MAX = 60.0
 """A start waits this long for the claims a crash left behind, so that newest values are right from the first answer."""

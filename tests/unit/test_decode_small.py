@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any
 
@@ -277,6 +278,29 @@ def test_the_hand_over_keeps_to_its_bound_and_frees_what_is_taken() -> None:
     assert handoff.take(str(kept[0])) is batch
     assert handoff.offer("again", batch)
     assert not handoff.offer("too many", batch)
+
+
+def test_who_is_patient_waits_for_room_while_batches_are_taken() -> None:
+    batch = gather(entries() * 100, OPTIONS)
+    handoff = Handoff(300_000, patience_seconds=3600.0)
+    assert not handoff.offer("too large", gather(entries() * 10_000, OPTIONS), patient=True)
+    kept = [i for i in range(50) if handoff.offer(str(i), batch)]
+    assert not handoff.offer("nobody takes any", batch, patient=True)
+    assert handoff.take(str(kept[0])) is batch
+    assert handoff.offer("again", batch)
+    with ThreadPoolExecutor(1) as thread:
+        patient = thread.submit(handoff.offer, "patient", batch, patient=True)
+        assert handoff.take("again") is batch
+        assert patient.result()
+
+
+def test_who_is_patient_does_not_wait_for_ever() -> None:
+    batch = gather(entries() * 100, OPTIONS)
+    handoff = Handoff(300_000, patience_seconds=0.01)
+    kept = [i for i in range(50) if handoff.offer(str(i), batch)]
+    assert handoff.take(str(kept[0])) is batch
+    assert handoff.offer("again", batch)
+    assert not handoff.offer("patient", batch, patient=True)
 
 
 def test_of_many_threads_one_gets_the_batch() -> None:

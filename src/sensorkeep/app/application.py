@@ -20,7 +20,7 @@ from sensorkeep.clock import Clock
 from sensorkeep.config import Config
 from sensorkeep.decode.handoff import Handoff
 from sensorkeep.ingest.http import AsgiApp
-from sensorkeep.limits import HANDOFF_BYTES_MAX, START_CATCH_UP_SECONDS_MAX
+from sensorkeep.limits import HANDOFF_BYTES_MAX, HANDOFF_PATIENCE_SECONDS, START_CATCH_UP_SECONDS_MAX
 from sensorkeep.web.health import HealthMonitor
 from sensorkeep.web.logs import Access
 from sensorkeep.web.middleware import RequestMiddleware
@@ -41,7 +41,7 @@ class Application:
         self.role = role
         self.system = System(config, role, clock)
         # A gateway has no worker in its process that would take what it decoded.
-        handoff = Handoff(HANDOFF_BYTES_MAX if role == "serve" else 0)
+        handoff = Handoff(HANDOFF_BYTES_MAX if role == "serve" else 0, HANDOFF_PATIENCE_SECONDS)
         self.gateway = None if role == "worker" else Gateway(self.system, handoff)
         self.worker = None if role == "gateway" else WorkerThread(self.system, handoff)
         self.checks = Checks(self.system, self.worker)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 
 from sensorkeep.decode.gathered import Entry
 from sensorkeep.limits import HANDOFF_BYTES_MAX
@@ -22,29 +24,43 @@ class Handoff:
     A batch that does not fit is refused, never another one dropped: its worker decodes it again from storage.
     """
 
-    def __init__(self, max_bytes: int = HANDOFF_BYTES_MAX) -> None:
+    def __init__(self, max_bytes: int = HANDOFF_BYTES_MAX, patience_seconds: float = 0.0) -> None:
         self._max_bytes = max_bytes
+        self._patience_seconds = patience_seconds
         self._bytes = 0
         self._batches: dict[str, tuple[Handed, int]] = {}
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
+        self._taken_at = -math.inf
 
-    def offer(self, batch_id: str, batch: Handed) -> bool:
-        """Keep the batch until it is taken; False where there is no room for it, or one of this id is kept."""
+    def offer(self, batch_id: str, batch: Handed, *, patient: bool = False) -> bool:
+        """Keep the batch until it is taken; False where there is no room for it, or one of this id is kept.
+
+        With `patient` it waits for room, at most `patience_seconds`, and only while the worker takes some: who sends
+        more than it can take is slowed down, rather than that it decodes all of it again.
+        """
         size = _size(batch)
-        with self._lock:
-            if batch_id in self._batches or self._bytes + size > self._max_bytes:
+        asked_at = time.monotonic()
+        with self._changed:
+            if batch_id in self._batches or size > self._max_bytes:
                 return False
+            while self._bytes + size > self._max_bytes:
+                left = min(asked_at, self._taken_at) + self._patience_seconds - time.monotonic()
+                if not patient or left <= 0:
+                    return False
+                self._changed.wait(left)
             self._batches[batch_id] = (batch, size)
             self._bytes += size
             return True
 
     def take(self, batch_id: str) -> Handed | None:
         """The batch, which is kept no longer; None where it is not kept."""
-        with self._lock:
+        with self._changed:
+            self._taken_at = time.monotonic()
             kept = self._batches.pop(batch_id, None)
             if kept is None:
                 return None
             self._bytes -= kept[1]
+            self._changed.notify_all()
             return kept[0]
 
 

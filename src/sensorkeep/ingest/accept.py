@@ -188,14 +188,14 @@ class Acceptor:
         return claim.batch_id
 
     def _accept(self, claim: Claim, batch: DecodedBatch, wire_bytes: int) -> Accepted:
-        self._publish(claim, batch)
+        self._publish(claim, batch, patient=True)
         self._latest.offer(newest_readings(batch), batch.records, batch_ids=(claim.batch_id,))
         self._tell(claim, wire_bytes, lambda: batch)
         return Accepted(claim, batch)
 
-    def _publish(self, claim: Claim, handed: Handed) -> None:
+    def _publish(self, claim: Claim, handed: Handed, *, patient: bool = False) -> None:
         """Make the claim durable. Raises Unavailable; nothing is kept then, unless it is Uncertain."""
-        self._handoff.offer(claim.batch_id, handed)
+        self._handoff.offer(claim.batch_id, handed, patient=patient)
         try:
             with self._metrics.commit_seconds.time():
                 self._queue.publish([claim])
