@@ -22,10 +22,12 @@ check: setup
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports --no-cache
+	@scripts/check_native.sh
 
 format: setup
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
+	@if command -v cargo >/dev/null; then cargo fmt --manifest-path native/Cargo.toml; fi
 
 bench: setup
 	.venv/bin/python -m bench full

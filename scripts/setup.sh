@@ -31,6 +31,7 @@ make_venv() {
     exit 1
 }
 
+scripts/build_native.sh
 wanted=$(cat "$lock" pyproject.toml | cksum)
 stamp=".venv/.installed-$1"
 if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then

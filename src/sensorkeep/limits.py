@@ -42,14 +42,13 @@ OBJECT_BUFFER_BYTES = 1 * MIB
 """An equipment object longer than this is decoded in parts, so that memory stays bounded: `{},` becomes 180 bytes."""
 OBJECT_PART_BYTES = 256 * KIB
 """Readings of a long equipment object decoded at once."""
-DECODE_ALIKE_READING_BYTES_MAX = 200
-"""Equipment objects that are written alike are read all at once where their readings are no longer than this; of a long
-reading the parser skips what is not read faster than whole arrays of it can be compared."""
-DECODE_ALIKE_BYTES_MIN = 32 * KIB
-DECODE_ALIKE_READINGS_MIN = 64
-"""With less it is quicker to decode objects one by one."""
-DECODE_ALIKE_TRIES_MAX = 3
-"""After so many windows whose objects were not alike, the rest of the body is decoded one by one."""
+SCAN_BYTES_MIN = 16 * KIB
+"""With less JSON the compiled reader costs more than it saves: it needs room for its columns."""
+SCAN_READINGS_MAX = 16_384
+"""Readings that the compiled reader takes in one call, at most: no more of a usual length are in a window."""
+SCAN_OBJECTS_MAX = 4_096
+SCAN_UNUSUAL_MAX = 3
+"""Where it came upon so many objects that it does not read, and upon an eighth of all, it is not asked again."""
 DECODE_ROWS_HELD = 256
 """Decoded readings held before their fields are noted: few enough for the processor's cache."""
 DECODE_ROWS_PER_CHUNK = 8_000

@@ -195,9 +195,9 @@ def test_a_health_check_tells_what_answers_from_what_does_not(answering_port: in
 
 def test_the_image_is_built_from_what_is_there_and_runs_as_nobody_special() -> None:
     text = (DEPLOY / "Dockerfile").read_text("utf-8")
-    build, final = re.split(r"^FROM .*\n", text, flags=re.MULTILINE)[1:]
+    native, build, final = re.split(r"^FROM .*\n", text, flags=re.MULTILINE)[1:]
     kept = [line[1:] for line in (ROOT / ".dockerignore").read_text("utf-8").splitlines() if line.startswith("!")]
-    copied = " ".join(re.findall(r"^COPY (?!--)(.*) \S+$", build, re.MULTILINE)).split()
+    copied = " ".join(re.findall(r"^COPY (?!--)(.*) \S+$", native + build, re.MULTILINE)).split()
     assert sorted(copied) == sorted(kept)
     assert all((ROOT / source).exists() for source in copied)
     assert "--require-hashes" in build

@@ -15,6 +15,7 @@ import typer
 from sensorkeep import __version__
 from sensorkeep.cli.output import ExitCode, Output
 from sensorkeep.config import Config, load_config
+from sensorkeep.decode import scan
 from sensorkeep.errors import DataDirInUse, SensorkeepError
 from sensorkeep.limits import DISK_FREE_BYTES_MIN
 
@@ -42,6 +43,7 @@ def examine(config: Config) -> Iterator[Finding]:
     yield "settings", "ok", "valid"
     yield _clock()
     yield _disk(config.data_dir)
+    yield _decoder()
     running = _is_served(config.host, config.port)
     yield "server", "ok", f"{'answers' if running else 'nothing listens'} on {config.host}:{config.port}"
     yield from _stores(config)
@@ -60,6 +62,12 @@ def _disk(path: Path) -> Finding:
     if free < DISK_FREE_BYTES_MIN:
         return "disk", "error", text + "; free some, or shorten SENSORKEEP_RAW_RETENTION_DAYS"
     return "disk", "ok", text
+
+
+def _decoder() -> Finding:
+    if scan.LIBRARY is None:
+        return "decoder", "ok", "in Python; the compiled one takes less of the processor: scripts/build_native.sh"
+    return "decoder", "ok", "compiled"
 
 
 def _is_served(host: str, port: int) -> bool:

@@ -13,6 +13,7 @@ from functools import partial
 
 import msgspec
 
+from sensorkeep.decode import scan
 from sensorkeep.decode.esm_columns import EsmColumns
 from sensorkeep.decode.esm_fields import (
     EquipmentFields,
@@ -21,25 +22,26 @@ from sensorkeep.decode.esm_fields import (
     SlimReading,
     as_list,
     decode_equipment,
+    decode_fields,
     decode_last_readings,
     decode_measured_equipment,
     decode_slim_equipment,
+    decode_spans,
     read_equipment,
 )
 from sensorkeep.decode.esm_parts import EquipmentInParts
-from sensorkeep.decode.esm_regular import read_alike
 from sensorkeep.decode.esm_rows import ReadLast, Stretch, last_of
 from sensorkeep.decode.json_window import JsonWindow, malformed
 from sensorkeep.decode.options import DecodeOptions
 from sensorkeep.errors import InvalidInput, LimitExceeded
 from sensorkeep.limits import (
-    DECODE_ALIKE_BYTES_MIN,
-    DECODE_ALIKE_TRIES_MAX,
     DECODE_BYTES_PER_CHUNK,
     DECODE_ROWS_PER_CHUNK,
     DECODE_SKIM_BYTES_MIN,
     OBJECT_BUFFER_BYTES,
     OBJECT_PART_BYTES,
+    SCAN_BYTES_MIN,
+    SCAN_UNUSUAL_MAX,
 )
 from sensorkeep.model import DecodedBatch
 
@@ -65,8 +67,9 @@ class EsmBulkDecoder:
         self._objects = 0
         self._readings = 0
         self._parts: EquipmentInParts | None = None
-        self._alike_from = 0  # byte offset before which it is known that objects are not alike
-        self._not_alike = 0  # times that they were not
+        self._scanner: scan.Scanner | None = None
+        self._unusual = 0  # times that it came upon an object that it does not read
+        self._incomplete_end = -1  # byte offset of the window's end within an object, where it came to it
         self._flushed_rows = 0  # readings and objects at the last conversion to columns
         self._flushed_at = 0  # byte offset then
         self._guess = 0  # byte offset after a `]}`
@@ -129,7 +132,7 @@ class EsmBulkDecoder:
             if byte in _VALUE_STARTS:
                 raise self._not_an_array(f"element {self._objects} of the array is not an equipment object")
             raise malformed("an equipment object is expected", window.base + window.pos)
-        return self._alike() or self._whole_by_guess() or self._whole()
+        return self._at_once() or self._whole_by_guess() or self._whole()
 
     def _after_element(self) -> bool:
         window = self._window
@@ -161,33 +164,38 @@ class EsmBulkDecoder:
             self._step = self._after_element
         return more
 
-    def _alike(self) -> bool:
-        """Take all objects of the window at once where they are written alike."""
+    def _at_once(self) -> bool:
+        """Take the objects of the window that are usual, by the compiled reader."""
         window = self._window
-        if (
-            window.available < DECODE_ALIKE_BYTES_MIN
-            or window.base + window.pos < self._alike_from
-            or self._not_alike >= DECODE_ALIKE_TRIES_MAX
-            or not self._columns.sensors_repeat
-        ):
+        end = window.base + len(window.data)
+        if window.available < SCAN_BYTES_MIN or end == self._incomplete_end:
             return False
-        alike = read_alike(window.data, window.pos)
-        if alike is None:
-            self._not_alike += 1
-            self._alike_from = window.base + len(window.data)
+        if self._unusual > SCAN_UNUSUAL_MAX + self._objects // 8:
             return False
-        stretches = []
-        for item in alike.objects:
+        if self._scanner is None:
+            if scan.LIBRARY is None:
+                return False
+            self._scanner = scan.Scanner(scan.LIBRARY)
+        data = window.data
+        scanned = self._scanner.scan(data, window.pos)
+        self._unusual += scanned.unusual
+        self._incomplete_end = end if scanned.incomplete else -1
+        stretches: list[Stretch] = []
+        first = 0
+        for start, end, list_start, count in scanned.objects:
             self._count_object()
-            self._count_readings(item.count)
-            read_last = partial(decode_last_readings, window.data, item.start, item.end)
-            equipment = self._columns.equipment(item.fields)
-            stretches.append(Stretch(self._objects - 1, equipment, 0, item.count, read_last, alike.describes))
-        self._columns.add_alike(stretches, alike)
-        window.pos = alike.objects[-1].end
-        self._flush_if_due()
-        self._step = self._after_element
-        return True
+            self._count_readings(count)
+            equipment = self._columns.equipment(decode_fields(data[start:list_start]))
+            spans = scanned.spans[first : first + count]
+            stretches.append(
+                Stretch(self._objects - 1, equipment, 0, count, partial(decode_spans, data, spans), scanned.describes)
+            )
+            first, window.pos = first + count, end
+        if stretches:
+            self._columns.add_scanned(stretches, scanned)
+            self._flush_if_due()
+            self._step = self._after_element
+        return bool(stretches)
 
     def _whole_by_guess(self) -> bool:
         """Take the object if it ends at the next `]}`, as it does when `sensor` is a list and the last field."""

@@ -11,17 +11,15 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from sensorkeep.decode.arrow import ArrowArray, Column
+from sensorkeep.decode.arrow import ArrowArray
 from sensorkeep.decode.esm_descriptions import describe_equipment, describe_sensor, plain_sensor
 from sensorkeep.decode.esm_fields import EquipmentFields, EsmMeasurement, EsmReading, SlimReading, encode_reading
-from sensorkeep.decode.esm_regular import AlikeObjects
+from sensorkeep.decode.esm_measured import Measured, measured_at_once, measured_one_by_one
 from sensorkeep.decode.esm_rows import EsmRows, Stretch, last_of
 from sensorkeep.decode.options import DecodeOptions
+from sensorkeep.decode.scan import Scanned
 from sensorkeep.decode.series import MISSING, UNUSABLE, SeriesIndex, StatusIndex, readings_batch
-from sensorkeep.decode.times import parse_times
-from sensorkeep.decode.values import limited, numbers, numbers_of_texts, numbers_or_texts, texts
 from sensorkeep.limits import EXCERPT_CHARS_MAX, EXCERPTS_KEPT_MAX, EXTERNAL_ID_CHARS_MAX
 from sensorkeep.model import READINGS_SCHEMA, DecodedBatch, Equipment, Reason, Rejections, Sensor
 
@@ -60,6 +58,9 @@ class EsmColumns:
         self._done = _Part()
         self._open: _Part | None = None
         self._rows = EsmRows(self._series)
+        self._scanned: list[Stretch] = []
+        self._scans: list[Scanned] = []
+        """The readings of `_scanned`; where there are some, there are none in `_rows`."""
 
     def equipment(self, fields: EquipmentFields) -> Equipment | None:
         """Enter the description of an equipment; None where it has no usable identity."""
@@ -77,11 +78,15 @@ class EsmColumns:
 
     def add(self, stretch: Stretch, readings: Sequence[EsmMeasurement] | Sequence[SlimReading]) -> None:
         """All readings of an equipment object."""
+        self._flush_scans()
         self._rows.add(stretch, readings)
 
-    def add_alike(self, stretches: list[Stretch], alike: AlikeObjects) -> None:
+    def add_scanned(self, stretches: list[Stretch], scanned: Scanned) -> None:
         """All readings of several equipment objects."""
-        self._rows.add_columns(stretches, alike.sensor_ids, alike.sensors, alike.columns)
+        if self._rows.stretches:
+            self.flush()
+        self._scanned += stretches
+        self._scans.append(scanned)
 
     def open(self) -> None:
         """Begin an object in parts."""
@@ -117,13 +122,25 @@ class EsmColumns:
 
     def flush(self) -> None:
         """Turn what was added into columns."""
+        self._flush_scans()
         rows = self._rows
         if rows.stretches:
             self._rows = EsmRows(self._series)
             rows.note()
-            part = self._open if self._open is not None else self._done
-            _Chunk(rows, self._options, self._series, self._status, self._only).write(part)
             self._rows.sensors_repeat = rows.sensors_repeat
+            if any(stretch.count for stretch in rows.stretches):
+                self._write(rows.stretches, measured_one_by_one(rows, self._status, self._options.naive_timezone))
+
+    def _flush_scans(self) -> None:
+        stretches, scans = self._scanned, self._scans
+        self._scanned, self._scans = [], []
+        if any(stretch.count for stretch in stretches):
+            measured = measured_at_once(scans, self._series, self._status, self._options.naive_timezone)
+            self._write(stretches, measured)
+
+    def _write(self, stretches: list[Stretch], measured: Measured) -> None:
+        part = self._open if self._open is not None else self._done
+        _Chunk(stretches, measured, self._options, self._series, self._only).write(part)
 
     def finish(self, objects: int) -> DecodedBatch:
         """The whole body."""
@@ -162,47 +179,45 @@ class _Chunk:
 
     def __init__(
         self,
-        rows: EsmRows,
+        stretches: list[Stretch],
+        measured: Measured,
         options: DecodeOptions,
         series: SeriesIndex,
-        status: StatusIndex,
         only: Integers | None,
     ) -> None:
         self._options = options
         self._series_index = series
-        self._status_index = status
-        self._rows = rows
-        self._stretches = rows.stretches
-        counts = np.array([stretch.count for stretch in rows.stretches])
+        self._stretches = stretches
+        self._measured = measured
+        counts = np.array([stretch.count for stretch in stretches])
         self._starts = np.cumsum(counts) - counts
         self._owner = np.repeat(np.arange(len(counts)), counts)
-        self._all_series = rows.series()
-        self.reason = np.zeros(len(self._all_series), np.uint8)
+        self.reason = np.zeros(len(measured.series), np.uint8)
         self._selected: Flags | None = None
         if only is not None:
             self._selected = np.isin(self._positions(), only)
 
     def write(self, part: _Part) -> None:
         """Append the usable rows, the rejections and the descriptions to `part`."""
-        if not len(self.reason):
-            return
+        measured = self._measured
         self._reject_rows_without_equipment()
-        series = self._series()
+        self._check_series()
         times = self._times()
-        values, status = self._values_and_status()
-        metadata = self._metadata()
+        self._mark(measured.bad, Reason.BAD_READING)
+        self._mark(measured.no_value, Reason.NO_VALUE)
         keep = self.reason == 0
         if self._selected is not None:
             keep &= self._selected
         if keep.any():
-            columns: list[ArrowArray] = [series, times, values, status, *metadata]
+            columns: list[ArrowArray] = [measured.series, times, measured.values, measured.status, *measured.metadata]
             kept = columns if keep.all() else [_filter(column, keep) for column in columns]
             part.chunks.append(readings_batch(*kept))
-            self._describe(series, keep, part.sensors)
+            self._describe(measured.series, keep, part.sensors)
         self._reject(part.rejections)
 
     def _mark(self, flags: Flags, reason: Reason) -> None:
-        self.reason[flags & (self.reason == 0)] = _REASONS.index(reason) + 1
+        if flags.any():
+            self.reason[flags & (self.reason == 0)] = _REASONS.index(reason) + 1
 
     def _positions(self) -> Integers:
         """(position of its object << 32 | position in it) of each row."""
@@ -220,74 +235,22 @@ class _Chunk:
                 mine[start : start + stretch.count] = True
                 self._mark(mine, Reason.MISSING_EQUIPMENT)
 
-    def _series(self) -> npt.NDArray[np.int32]:
-        series = self._all_series
+    def _check_series(self) -> None:
+        series = self._measured.series
         if series.min() < 0:
             self._mark(series == UNUSABLE, Reason.BAD_READING)
             self._mark(series == MISSING, Reason.MISSING_SENSOR)
-        return series
 
     def _times(self) -> Integers:
-        rows, options = self._rows, self._options
-        column, other = rows.collected.all(), rows.timestamp.all()
-        if isinstance(column, list):
-            column = [b if a is None else a for a, b in zip(column, _elements(other), strict=True)]
-        elif column.null_count == len(column):
-            column = other
-        elif column.null_count:
-            column = [b if a is None else a for a, b in zip(_elements(column), _elements(other), strict=True)]
-        times, missing, bad = parse_times(column, options.naive_timezone)
-        if bad.any():
-            self._mark(bad, Reason.BAD_TIMESTAMP)
-        if missing.any():
-            times[missing] = options.received_us
+        measured, options = self._measured, self._options
+        times, bad = measured.times_us, measured.time_bad
+        self._mark(bad, Reason.BAD_TIMESTAMP)
+        times[measured.time_missing] = options.received_us
         if times.min() < options.earliest_us:
             self._mark((times < options.earliest_us) & ~bad, Reason.TOO_OLD)
         if times.max() > options.latest_us:
             self._mark(times > options.latest_us, Reason.IN_FUTURE)
         return times
-
-    def _values_and_status(self) -> tuple[npt.NDArray[np.float64], ArrowArray]:
-        """`number` is the value, else the telemetry where it is a number or writes one, else that is the status.
-
-        A `status` wins over the telemetry's text, and that over `sensor_status`: the Home Assistant client says there
-        that the sensor is in use, and in the telemetry whether its door is open.
-        """
-        rows = self._rows
-        number = rows.number.all()
-        values = numbers(number)
-        said_status, wrong = texts(rows.status.all())
-        sensor_status, wrong_too = texts(rows.sensor_status.all())
-        for flags in (wrong, wrong_too):
-            if flags is not None:
-                self._mark(flags, Reason.BAD_READING)
-        without = np.isnan(values)
-        if without.any():
-            telemetry = rows.telemetry.all()
-            words, other = texts(telemetry)
-            measured = numbers_of_texts(words) if other is None else numbers_or_texts(telemetry)
-            values = np.where(without, measured, values)
-            without = np.isnan(values)
-            if without.any() and said_status.null_count:
-                said_status = pc.coalesce(
-                    said_status, pc.if_else(pa.array(without), words, pa.scalar(None, pa.string()))
-                )
-        if said_status.null_count:
-            said_status = pc.coalesce(said_status, sensor_status)
-        useless = without & said_status.is_null().to_numpy(zero_copy_only=False) if without.any() else without
-        if useless.any():
-            self._mark(useless & np.array([x is not None for x in _elements(number)]), Reason.BAD_READING)
-            self._mark(useless, Reason.NO_VALUE)
-        return values, self._status_index.codes(said_status)
-
-    def _metadata(self) -> list[npt.NDArray[np.float64]]:
-        rows = self._rows
-        return [
-            limited(numbers_or_texts(rows.battery.all()), 0, 100),
-            limited(numbers_or_texts(rows.rssi.all()), -200, 100),
-            limited(numbers_or_texts(rows.lqi.all()), 0, 255),
-            limited(numbers_or_texts(rows.battery_voltage.all()), 0, 1000),
-        ]
 
     def _describe(self, series: npt.NDArray[np.int32], keep: Flags, sensors: dict[int, Sensor]) -> None:
         """Enter the description of each sensor of the usable rows from its last row."""
@@ -332,10 +295,6 @@ class _Chunk:
         for row, owner, reading in zip(rows.tolist(), self._owner[rows].tolist(), self._readings(rows), strict=True):
             bad = self._stretches[owner].bad.get(row - int(self._starts[owner]))
             yield bad or encode_reading(reading)[: 4 * EXCERPT_CHARS_MAX]
-
-
-def _elements(column: Column) -> list[object]:
-    return column if isinstance(column, list) else column.to_pylist()
 
 
 def _filter(column: ArrowArray, keep: Flags) -> ArrowArray:

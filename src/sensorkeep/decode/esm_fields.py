@@ -8,6 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 
 from sensorkeep.limits import EXCERPT_CHARS_MAX
 
@@ -181,6 +183,25 @@ def decode_last_readings(data: bytes, start: int, end: int, count: int) -> list[
         if len(readings) == count:
             return readings
     return _all_readings(data[start:end])[-count:]
+
+
+def decode_spans(data: bytes, spans: npt.NDArray[np.uint32], count: int) -> list[EsmReading]:
+    """The last `count` readings of well-formed JSON data; `spans` has where each starts and ends, one after the other
+    but for commas."""
+    content = b"[%s]" % data[spans[-count, 0] : spans[-1, 1]]
+    try:
+        return decode_readings(content)
+    except msgspec.ValidationError:
+        return read_readings(content)[0]
+
+
+def decode_fields(head: bytes) -> EsmEquipment:
+    """What an equipment object says but for its readings, from all that comes before the first of them."""
+    content = head + b"]}"
+    try:
+        return decode_equipment(content)
+    except msgspec.ValidationError:
+        return read_equipment(content)[0]
 
 
 def _all_readings(content: bytes) -> list[EsmReading]:

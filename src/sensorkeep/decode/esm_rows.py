@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from sensorkeep.decode.arrow import ArrowArray, Column
+from sensorkeep.decode.arrow import Column
 from sensorkeep.decode.esm_fields import EsmMeasurement, EsmReading, SlimReading
 from sensorkeep.decode.series import SeriesIndex
 from sensorkeep.limits import DECODE_ROWS_HELD
@@ -67,13 +67,6 @@ class FieldColumn:
             except (pa.ArrowTypeError, pa.ArrowInvalid):
                 part = values
         self._parts.append(part)
-
-    def put(self, values: ArrowArray) -> None:
-        """The next values, of the usual type."""
-        if self._absent and not self._parts:
-            self._parts.append(pa.nulls(self._absent, self._type))
-            self._absent = 0
-        self._parts.append(values)
 
     def skip(self, count: int) -> None:
         """As many times None."""
@@ -136,40 +129,10 @@ class EsmRows:
             *(self.telemetry, self.status, self.sensor_status, self.collected),
             *(self.battery, self.rssi, self.lqi, self.battery_voltage),
         )
-        self._columns = {
-            "number": self.number,
-            "telemetry": self.telemetry,
-            "status": self.status,
-            "sensor_status": self.sensor_status,
-            "collected": self.collected,
-            "timestamp": self.timestamp,
-            "battery": self.battery,
-            "rssi": self.rssi,
-            "lqi": self.lqi,
-            "battery_voltage": self.battery_voltage,
-        }
 
     def series(self) -> Numbers:
         """The number of each row's sensor, or MISSING, or UNUSABLE."""
         return np.concatenate(self._series) if self._series else np.empty(0, np.int32)
-
-    def add_columns(
-        self,
-        stretches: list[Stretch],
-        sensor_ids: list[str],
-        sensors: npt.NDArray[np.int64],
-        columns: dict[str, ArrowArray],
-    ) -> None:
-        """The next readings, in columns by field (null where one is missing); `sensors` are indexes of `sensor_ids`."""
-        self.note()
-        self.stretches += stretches
-        self._series.append(np.array(self._numbers_of(sensor_ids), np.int32)[sensors])
-        self.sensors_repeat = len(sensors) >= 4 * len(sensor_ids)
-        for name, column in self._columns.items():
-            if name in columns:
-                column.put(columns[name])
-            else:
-                column.skip(len(sensors))
 
     def add(self, stretch: Stretch, readings: Sequence[EsmMeasurement] | Sequence[SlimReading]) -> None:
         """The next readings."""

@@ -106,10 +106,12 @@ class StatusIndex:
         if statuses.null_count == len(statuses):
             return pa.nulls(len(statuses), pa.int32())
         encoded = statuses.dictionary_encode()
-        numbers = self._numbers
-        texts: list[str] = encoded.dictionary.to_pylist()
-        known = [numbers.setdefault(text[:TEXT_CHARS_MAX], len(numbers)) for text in texts]
-        return pa.array(known, pa.int32()).take(encoded.indices)
+        return pa.array(self.numbers(encoded.dictionary.to_pylist()), pa.int32()).take(encoded.indices)
+
+    def numbers(self, texts: Iterable[str]) -> list[int]:
+        """The number of each text, cut to TEXT_CHARS_MAX."""
+        known = self._numbers
+        return [known.setdefault(text[:TEXT_CHARS_MAX], len(known)) for text in texts]
 
     def complete(self, chunk: pa.RecordBatch) -> pa.RecordBatch:
         """A chunk of `readings_batch` with READINGS_SCHEMA. Call it when all codes have been given out."""
