@@ -139,7 +139,7 @@ class Rejections:
         return Rejection(self._equipment[i], self._sensor[i], _REASONS[self._reason[i]], excerpt)
 
 
-class LatestReading(msgspec.Struct, frozen=True, kw_only=True):
+class LatestReading(msgspec.Struct, frozen=True):
     """The newest reading of a sensor by reading time."""
 
     sensor_uuid: str

@@ -78,10 +78,10 @@ class EsmBulkDecoder:
     def feed(self, inflated: bytes) -> None:
         """The next piece of the body."""
         window = self._window
-        with memoryview(inflated) as view:
-            for start in range(0, len(view), OBJECT_PART_BYTES):
-                if window.append(view[start : start + OBJECT_PART_BYTES]):
-                    self._run()
+        for start in range(0, len(inflated), OBJECT_PART_BYTES):
+            # A slice of all of it is not a copy.
+            if window.append(inflated[start : start + OBJECT_PART_BYTES]):
+                self._run()
 
     def finish(self) -> DecodedBatch:
         """The end of the body: its readings."""

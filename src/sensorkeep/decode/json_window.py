@@ -30,7 +30,7 @@ class JsonWindow:
     `data` is replaced, never changed, so that what was consumed can be kept by reference.
     """
 
-    __slots__ = ("_checked", "_waiting", "_wanted", "base", "data", "final", "pos")
+    __slots__ = ("_checked", "_waiting", "_waiting_bytes", "_wanted", "base", "data", "final", "pos")
 
     def __init__(self) -> None:
         self.data = b""
@@ -38,27 +38,30 @@ class JsonWindow:
         self.base = 0
         self.final = False
         self._checked = 0  # data before this is known to be UTF-8
-        self._waiting = bytearray()  # what follows `data`, while that is too little to look at
+        self._waiting: list[bytes] = []  # what follows `data`, while that is too little to look at
+        self._waiting_bytes = 0
         self._wanted = OBJECT_PART_BYTES
 
-    def append(self, piece: bytes | memoryview) -> bool:
+    def append(self, piece: bytes) -> bool:
         """Add a piece; returns whether there is enough to look at. Raises InvalidInput where it is not UTF-8."""
-        if self.available + len(self._waiting) + len(piece) < self._wanted:
-            self._waiting += piece
+        self._waiting.append(piece)
+        self._waiting_bytes += len(piece)
+        if self.available + self._waiting_bytes < self._wanted:
             return False
-        self._join(piece)
+        self._join()
         return True
 
     def close(self) -> None:
         """No more pieces come. Raises InvalidInput where the text is not UTF-8."""
         self.final = True
-        self._join(b"")
+        self._join()
 
-    def _join(self, piece: bytes | memoryview) -> None:
-        """Move what waits and `piece` into `data`."""
+    def _join(self) -> None:
+        """Move what waits into `data`."""
         with memoryview(self.data) as whole, whole[self.pos :] as rest:
-            self.data = b"".join((rest, self._waiting, piece))
+            self.data = b"".join((rest, *self._waiting))
         self._waiting.clear()
+        self._waiting_bytes = 0
         self.base += self.pos
         self._checked -= self.pos
         self.pos = 0

@@ -41,17 +41,10 @@ def newest_of(batches: Sequence[DecodedBatch]) -> list[LatestReading]:
     for batch, start, end in zip(batches, starts[:-1].tolist(), starts[1:].tolist(), strict=True):
         mine = np.flatnonzero((rows >= start) & (rows < end))
         columns = _columns(batch.readings, rows[mine] - start)
-        for number, at, value, status, battery, rssi, lqi, battery_voltage in zip(mine.tolist(), *columns, strict=True):
-            found[number] = LatestReading(
-                sensor_uuid=names[number],
-                time_us=at,
-                value=value,
-                status=status,
-                battery=battery,
-                rssi=rssi,
-                lqi=lqi,
-                battery_voltage=battery_voltage,
-            )
+        numbers_of_mine = mine.tolist()
+        readings = map(LatestReading, [names[number] for number in numbers_of_mine], *columns)
+        for number, reading in zip(numbers_of_mine, readings, strict=True):
+            found[number] = reading
     return [reading for reading in found if reading is not None]
 
 
@@ -66,21 +59,22 @@ def _newest_rows(sensor: Integers, time_us: Integers, sensors: int) -> Integers:
 
 
 def _columns(table: pa.Table, rows: Integers) -> list[list[Any]]:
-    """Time, value, status and metadata of some rows, as lists."""
+    """The fields of LatestReading from the time on, of some rows, as lists."""
     picked = table.take(rows)
     times: list[Any] = picked["time"].cast(pa.int64()).to_numpy().tolist()
     names = ("value", "status", "battery", "rssi", "lqi", "battery_voltage")
-    return [times, *(_values(picked[name]) for name in names)]
+    return [times, *(_values(picked[name].combine_chunks()) for name in names)]
 
 
 def _values(column: Any) -> list[Any]:
-    """What `to_pylist` answers, which takes several times as long for numbers."""
+    """What `to_pylist` answers, which takes several times as long."""
     if column.null_count == len(column):
         return [None] * len(column)
-    listed: list[Any] = column.to_pylist() if pa.types.is_dictionary(column.type) else []
-    if not listed:
-        listed = column.fill_null(0).to_numpy().tolist()
-        if column.null_count:
-            absent = column.is_null().to_numpy().tolist()
-            listed = [None if is_absent else value for value, is_absent in zip(listed, absent, strict=True)]
+    if pa.types.is_dictionary(column.type):
+        texts = [*column.dictionary.to_pylist(), None]
+        return [texts[number] for number in column.indices.fill_null(-1).to_numpy().tolist()]
+    listed: list[Any] = column.fill_null(0).to_numpy().tolist()
+    if column.null_count:
+        absent = column.is_null().to_numpy(zero_copy_only=False).tolist()
+        listed = [None if is_absent else value for value, is_absent in zip(listed, absent, strict=True)]
     return listed
