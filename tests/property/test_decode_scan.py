@@ -18,6 +18,8 @@ from sensorkeep.decode.esm import EsmBulkDecoder
 from sensorkeep.decode.options import DecodeOptions
 from sensorkeep.errors import SensorkeepError
 
+pytestmark = pytest.mark.compiled
+
 OPTIONS = DecodeOptions(received_us=1_775_000_000_000_000, oldest_allowed_us=1_765_000_000_000_000)
 
 numbers = st.sampled_from([0, -1, 7, 1.5, -0.25, 20.49, 1e21, 1e-7, -0.0, 2**53 + 1, 12345678901234567890, 0.1 + 0.2])
@@ -116,7 +118,7 @@ def test_times_without_an_offset_are_those_of_the_zone(body: bytes, zone: str) -
 
 
 def read(body: bytes) -> scan.Scanned:
-    assert scan.LIBRARY is not None, "scripts/build_native.sh has not built the library"
+    assert scan.LIBRARY is not None
     return scan.Scanner(scan.LIBRARY).scan(body, 1)
 
 
