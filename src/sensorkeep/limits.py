@@ -282,6 +282,9 @@ CLAIM_ATTEMPTS_MAX = 5
 CLAIM_DEATHS_MAX = 4
 """Processes that may end in the middle of writing a batch before it goes to the dead letters: the first of them may
 have written others beside it, and a machine that is out of memory may end one for nothing."""
+MALLOC_OPTIONS = {-1: 64 * MIB, -3: 32 * MIB, -2: 16 * MIB}
+"""Options of mallopt(3) in the server: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD and M_TOP_PAD, the bytes of freed memory that
+an arena keeps, those that are mapped apart, and those that it asks for at once."""
 HANDOFF_BYTES_MAX = 64 * MIB
 """Decoded batches kept in memory for the worker of the same process; the rest is decoded again from storage."""
 HANDOFF_PATIENCE_SECONDS = 1.0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import gc
 import os
 import signal
@@ -19,7 +21,7 @@ from sensorkeep.cli.output import ExitCode, Output
 from sensorkeep.clock import MICROSECONDS
 from sensorkeep.config import Config, load_config
 from sensorkeep.errors import BadConfig
-from sensorkeep.limits import FIRST_KEY_SECONDS, HTTP_HEADER_SECONDS_MAX, SHUTDOWN_SECONDS_MAX
+from sensorkeep.limits import FIRST_KEY_SECONDS, HTTP_HEADER_SECONDS_MAX, MALLOC_OPTIONS, SHUTDOWN_SECONDS_MAX
 
 if TYPE_CHECKING:
     from uvicorn import Server
@@ -96,6 +98,7 @@ def run(config: Config, role: Role, port: int, *, stay: bool = False) -> None:
     from sensorkeep.app.application import Application
     from sensorkeep.web.logs import configure_logging
 
+    _keep_freed_memory()
     access_log = configure_logging(config.log_level, access_log=config.access_log)
     end = _End()
     for kind in (signal.SIGTERM, signal.SIGINT):  # until uvicorn listens to them, and once more when it is done
@@ -124,6 +127,18 @@ def run(config: Config, role: Role, port: int, *, stay: bool = False) -> None:
         application.close()
         listener.close()
         access_log.flush()
+
+
+def _keep_freed_memory() -> None:
+    """Let the C library keep some of what is freed.
+
+    The columns of each bulk body are some hundred KiB. To give them back to the system, and to have them again as pages
+    to be cleared, costs bulk ingest 8 % more CPU.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # not glibc
+        mallopt = ctypes.CDLL(None).mallopt
+        for option, size in MALLOC_OPTIONS.items():
+            mallopt(option, size)
 
 
 def _end_of_worker(application: Application, worker: WorkerThread, end: _End, *, stay: bool) -> Callable[[], None]:
