@@ -48,7 +48,9 @@ SCAN_READINGS_MAX = 16_384
 """Readings that the compiled reader takes in one call, at most: no more of a usual length are in a window."""
 SCAN_OBJECTS_MAX = 4_096
 SCAN_UNUSUAL_MAX = 3
-"""Where it came upon so many objects that it does not read, and upon an eighth of all, it is not asked again."""
+SCAN_READINGS_AN_UNUSUAL_MIN = 512
+"""Each object that it does not read costs half a millisecond, for the columns change hands. It is not asked again once
+that was more often than SCAN_UNUSUAL_MAX, and than once in so many readings: those it saves as much with."""
 DECODE_ROWS_HELD = 256
 """Decoded readings held before their fields are noted: few enough for the processor's cache."""
 DECODE_ROWS_PER_CHUNK = 8_000

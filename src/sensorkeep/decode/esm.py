@@ -41,6 +41,7 @@ from sensorkeep.limits import (
     OBJECT_BUFFER_BYTES,
     OBJECT_PART_BYTES,
     SCAN_BYTES_MIN,
+    SCAN_READINGS_AN_UNUSUAL_MIN,
     SCAN_UNUSUAL_MAX,
 )
 from sensorkeep.model import DecodedBatch
@@ -68,6 +69,7 @@ class EsmBulkDecoder:
         self._readings = 0
         self._parts: EquipmentInParts | None = None
         self._scanner: scan.Scanner | None = None
+        self._scanned = 0  # readings that it read
         self._unusual = 0  # times that it came upon an object that it does not read
         self._incomplete_end = -1  # byte offset of the window's end within an object, where it came to it
         self._flushed_rows = 0  # readings and objects at the last conversion to columns
@@ -170,7 +172,7 @@ class EsmBulkDecoder:
         end = window.base + len(window.data)
         if window.available < SCAN_BYTES_MIN or end == self._incomplete_end:
             return False
-        if self._unusual > SCAN_UNUSUAL_MAX + self._objects // 8:
+        if self._unusual > SCAN_UNUSUAL_MAX + self._scanned // SCAN_READINGS_AN_UNUSUAL_MIN:
             return False
         if self._scanner is None:
             if scan.LIBRARY is None:
@@ -182,7 +184,7 @@ class EsmBulkDecoder:
         self._incomplete_end = end if scanned.incomplete else -1
         stretches: list[Stretch] = []
         first = 0
-        for start, end, list_start, count in scanned.objects:
+        for start, stop, list_start, count in scanned.objects:
             self._count_object()
             self._count_readings(count)
             equipment = self._columns.equipment(decode_fields(data[start:list_start]))
@@ -190,7 +192,8 @@ class EsmBulkDecoder:
             stretches.append(
                 Stretch(self._objects - 1, equipment, 0, count, partial(decode_spans, data, spans), scanned.describes)
             )
-            first, window.pos = first + count, end
+            first, window.pos = first + count, stop
+        self._scanned += first
         if stretches:
             self._columns.add_scanned(stretches, scanned)
             self._flush_if_due()
