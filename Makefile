@@ -27,7 +27,7 @@ check: setup
 format: setup
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
-	@if command -v cargo >/dev/null; then cargo fmt --manifest-path native/Cargo.toml; fi
+	@if cargo fmt --version >/dev/null 2>&1; then cargo fmt --manifest-path native/Cargo.toml; fi
 
 bench: setup
 	.venv/bin/python -m bench full

@@ -1,10 +1,15 @@
 #!/bin/sh
-# Checks the form of native/ where there is a Rust compiler.
+# Checks the form of native/ where there are the tools for it.
 set -eu
 cd "$(dirname "$0")/.."
-if ! command -v cargo >/dev/null 2>&1; then
-    echo "check: no Rust compiler (cargo): native/ was not checked"
-    exit 0
-fi
-cargo fmt --manifest-path native/Cargo.toml --check
-cargo clippy --quiet --release --offline --locked --manifest-path native/Cargo.toml -- --deny warnings
+check() {
+    tool=$1
+    shift
+    if cargo "$tool" --version >/dev/null 2>&1; then
+        cargo "$tool" --manifest-path native/Cargo.toml "$@"
+    else
+        echo "check: there is no cargo $tool: native/ was not checked by it"
+    fi
+}
+check fmt --check
+check clippy --quiet --release --offline --locked --target-dir native/target -- --deny warnings

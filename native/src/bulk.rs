@@ -246,9 +246,11 @@ impl<'a> Reader<'a, '_> {
         }
         loop {
             let row = self.found.readings + count;
-            let full = row == self.columns.values.len() || self.names_are_many();
-            if full || self.cursor.peek()? != b'{' || self.cursor.at > end_max {
+            if self.cursor.peek()? != b'{' || self.cursor.at > end_max {
                 return Err(Stop::Unusual);
+            }
+            if row == self.columns.values.len() || self.names_are_many() {
+                return Err(Stop::Full);
             }
             let start = self.cursor.at;
             self.cursor.at += 1;
@@ -405,7 +407,7 @@ fn said_of(value: Scalar<'_>) -> Option<Said> {
     match value {
         Scalar::Null => Some(Said::Nothing),
         Scalar::Number(written) => json_number(written).map(Said::Number),
-        Scalar::Text(text) => said(text),
+        Scalar::Text(text) => Some(said(text)),
         Scalar::Bool | Scalar::Escaped => None,
     }
 }

@@ -7,6 +7,8 @@ pub enum Stop {
     Incomplete,
     /// Another parser has to say what this is: malformed, or only unusual.
     Unusual,
+    /// There is no room for what it says.
+    Full,
 }
 
 pub type Read<T> = Result<T, Stop>;

@@ -1,18 +1,18 @@
 //! The numbers and times that texts write.
 
-/// Longer numbers are left to another parser, which may round them otherwise.
-const NUMBER_BYTES_MAX: usize = 19;
+/// So many digits fit a u64.
+const DIGITS_MAX: usize = 19;
 /// Every whole number up to here is a float, and so is every power of ten up to the 22nd: their quotient is rounded
 /// once, as it must be (W. D. Clinger, "How to read floating point numbers accurately", 1990).
 const EXACT_MAX: u64 = 1 << 53;
-const POWERS: [f64; 20] =
+const POWERS: [f64; DIGITS_MAX + 1] =
     [1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9, 1e10, 1e11, 1e12, 1e13, 1e14, 1e15, 1e16, 1e17, 1e18, 1e19];
 
 /// What a text of a device says.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Said {
     Number(f64),
-    /// It begins with a letter, so it is no number.
+    /// It writes no number, or none that a float holds.
     Word,
     Nothing,
 }
@@ -23,26 +23,34 @@ pub fn json_number(written: &[u8]) -> Option<f64> {
     if written == b"-0" {
         return None; // an integer to some, and integers have one zero
     }
-    number(written)
+    plain(written).or_else(|| parsed(written))
 }
 
-/// The number, with a point or a comma, or the word that a text of a device holds; None where another parser has to
-/// say.
+/// The number that a text of a device writes, as `values.number_of_text` has it: digits with a point or a comma, an
+/// exponent, and white space around.
 #[inline]
-pub fn said(text: &[u8]) -> Option<Said> {
-    match text.first() {
-        None => Some(Said::Nothing),
-        Some(byte) if byte.is_ascii_alphabetic() => Some(Said::Word),
-        Some(_) => number(text).map(Said::Number),
+pub fn said(text: &[u8]) -> Said {
+    if text.is_empty() {
+        return Said::Nothing;
     }
+    if let Some(value) = plain(text) {
+        return Said::Number(value);
+    }
+    let written = trimmed(text);
+    if !is_number(written) {
+        return Said::Word;
+    }
+    let pointed: Vec<u8> = written.iter().map(|&byte| if byte == b',' { b'.' } else { byte }).collect();
+    parsed(&pointed).map_or(Said::Word, Said::Number)
 }
 
+/// A number of few digits without an exponent.
 #[inline]
-fn number(written: &[u8]) -> Option<f64> {
-    if written.len() > NUMBER_BYTES_MAX {
+fn plain(written: &[u8]) -> Option<f64> {
+    let unsigned = written.strip_prefix(b"-").unwrap_or(written);
+    if unsigned.len() > DIGITS_MAX {
         return None;
     }
-    let unsigned = written.strip_prefix(b"-").unwrap_or(written);
     let mut digits = 0u64;
     let mut count = 0;
     let mut point = None;
@@ -53,24 +61,52 @@ fn number(written: &[u8]) -> Option<f64> {
                 count += 1;
             }
             b'.' | b',' if point.is_none() => point = Some(count),
-            b'e' | b'E' => return parsed(written),
             _ => return None,
         }
     }
-    if count == 0 {
+    if count == 0 || digits > EXACT_MAX {
         return None;
-    }
-    if digits > EXACT_MAX {
-        return parsed(written);
     }
     let value = digits as f64 / POWERS[count - point.unwrap_or(count)];
     Some(if unsigned.len() < written.len() { -value } else { value })
 }
 
-/// The standard library's answer, for what is written with a point.
+/// The standard library's answer, for what is written with a point; None where no float holds it.
 fn parsed(written: &[u8]) -> Option<f64> {
     let value: f64 = std::str::from_utf8(written).ok()?.parse().ok()?;
     value.is_finite().then_some(value)
+}
+
+/// Without the white space around: what Python's `\s` is in ASCII.
+fn trimmed(text: &[u8]) -> &[u8] {
+    let is_space = |byte: &u8| matches!(byte, b' ' | b'\t'..=b'\r');
+    let start = text.iter().take_while(|byte| is_space(byte)).count();
+    let end = text.iter().rev().take_while(|byte| is_space(byte)).count();
+    text.get(start..text.len() - end).unwrap_or(b"")
+}
+
+/// `[+-]?(\d+[.,]?\d*|[.,]\d+)([eE][+-]?\d+)?`
+fn is_number(text: &[u8]) -> bool {
+    fn after_sign(text: &[u8]) -> &[u8] {
+        match text {
+            [b'+' | b'-', rest @ ..] => rest,
+            _ => text,
+        }
+    }
+    fn after_digits(text: &[u8]) -> (usize, &[u8]) {
+        let count = text.iter().take_while(|byte| byte.is_ascii_digit()).count();
+        (count, &text[count..])
+    }
+    let (whole, mut rest) = after_digits(after_sign(text));
+    let mut fraction = 0;
+    if let [b'.' | b',', after @ ..] = rest {
+        (fraction, rest) = after_digits(after);
+    }
+    if let [b'e' | b'E', after @ ..] = rest {
+        let (exponent, end) = after_digits(after_sign(after));
+        return whole + fraction > 0 && exponent > 0 && end.is_empty();
+    }
+    whole + fraction > 0 && rest.is_empty()
 }
 
 /// When something was, in microseconds since 1970 as if in UTC where no offset is given.

@@ -45,7 +45,7 @@ OBJECT_PART_BYTES = 256 * KIB
 SCAN_BYTES_MIN = 16 * KIB
 """With less JSON the compiled reader costs more than it saves: it needs room for its columns."""
 SCAN_READINGS_MAX = 16_384
-"""Readings that the compiled reader takes in one call, at most: no more of a usual length are in a window."""
+"""Readings that the compiled reader takes in one call, at most: what a window of usual length holds, several times."""
 SCAN_OBJECTS_MAX = 4_096
 SCAN_UNUSUAL_MAX = 3
 SCAN_READINGS_AN_UNUSUAL_MIN = 512
@@ -291,6 +291,8 @@ HANDOFF_BYTES_MAX = 64 * MIB
 """Decoded batches kept in memory for the worker of the same process; the rest is decoded again from storage."""
 HANDOFF_PATIENCE_SECONDS = 1.0
 """Longest wait of a bulk body for room among them, while the worker takes some."""
+HANDOFF_PATIENT_READINGS_MIN = 1_000
+"""A body of fewer is decoded again in less time than its thread would wait."""
 
 START_CATCH_UP_SECONDS_MAX = 60.0
 """A start waits this long for the claims a crash left behind, so that newest values are right from the first answer."""

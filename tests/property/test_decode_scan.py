@@ -22,7 +22,24 @@ pytestmark = pytest.mark.compiled
 
 OPTIONS = DecodeOptions(received_us=1_775_000_000_000_000, oldest_allowed_us=1_765_000_000_000_000)
 
-numbers = st.sampled_from([0, -1, 7, 1.5, -0.25, 20.49, 1e21, 1e-7, -0.0, 2**53 + 1, 12345678901234567890, 0.1 + 0.2])
+numbers = st.sampled_from(
+    [
+        -0.30000000000000004,
+        10**25,
+        0,
+        -1,
+        7,
+        1.5,
+        -0.25,
+        20.49,
+        1e21,
+        1e-7,
+        -0.0,
+        2**53 + 1,
+        12345678901234567890,
+        0.1 + 0.2,
+    ]
+)
 any_numbers = numbers | st.floats(-1e6, 1e6) | st.integers(-(10**6), 10**6)
 more_texts = ["-.5", "5.", "+5", " 5 ", "-0", "1e3", "1e999", "0" * 30, "\\", "\t", "\U0001f321"]
 texts = st.sampled_from(
@@ -179,6 +196,6 @@ def test_what_is_no_scalar_is_left_to_the_parser(odd: str) -> None:
 def test_columns_and_objects_have_an_end() -> None:
     many = [{"sensor": [{"valor": 1}] * (limits.SCAN_READINGS_MAX // 2)}] * 3
     found = read(json.dumps(many).encode())
-    assert ([count for *_, count in found.objects], found.unusual) == ([limits.SCAN_READINGS_MAX // 2] * 2, True)
+    assert ([count for *_, count in found.objects], found.unusual) == ([limits.SCAN_READINGS_MAX // 2] * 2, False)
     found = read(json.dumps([{"sensor": []}] * (limits.SCAN_OBJECTS_MAX + 1)).encode())
     assert len(found.objects) == limits.SCAN_OBJECTS_MAX

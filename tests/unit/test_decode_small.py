@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any
@@ -13,9 +15,17 @@ import pytest
 
 from sensorkeep.clock import MICROSECONDS, to_us
 from sensorkeep.decode.claim import decode_claim
-from sensorkeep.decode.gathered import READINGS, TEMPERATURE, Entry, decode_gathered, encode_gathered, gather
+from sensorkeep.decode.gathered import (
+    READINGS,
+    TEMPERATURE,
+    Entry,
+    decode_gathered,
+    encode_gathered,
+    gather,
+    gather_each,
+)
 from sensorkeep.decode.handoff import Handoff
-from sensorkeep.decode.newest import newest_readings
+from sensorkeep.decode.newest import newest_of, newest_readings
 from sensorkeep.decode.options import DecodeOptions, time_range
 from sensorkeep.decode.readings import decode_readings, parse_reading
 from sensorkeep.decode.temperature import check_time, parse_temperature
@@ -259,6 +269,21 @@ def test_claims_of_the_small_forms_are_decoded() -> None:
     assert decode_claim(claim(WireFormat.GATHERED), [encode_gathered(entries())]).readings.num_rows == 5
 
 
+def test_the_newest_of_many_claims_that_share_their_statuses_take_linear_time() -> None:
+    def seconds_of(claims: int) -> float:
+        bodies = [b'{"sensor_id":"s%d","values":{"t":1},"status":"%d"}' % (i // 20, i) for i in range(20 * claims)]
+        all_entries = [Entry(READINGS, 1, 0, "", body, parse_reading(body), 1 + i) for i, body in enumerate(bodies)]
+        batches = gather_each([tuple(all_entries[i : i + 20]) for i in range(0, len(bodies), 20)])
+        best = math.inf
+        for _ in range(3):
+            start = time.process_time()
+            assert len(newest_of(batches)) == claims
+            best = min(best, time.process_time() - start)
+        return best
+
+    assert seconds_of(1600) < 3 * 8 * seconds_of(200)
+
+
 # --- hand-over ----------------------------------------------------------------------------------------------------
 
 
@@ -292,6 +317,18 @@ def test_who_is_patient_waits_for_room_while_batches_are_taken() -> None:
         patient = thread.submit(handoff.offer, "patient", batch, patient=True)
         assert handoff.take("again") is batch
         assert patient.result()
+
+
+def test_what_was_never_kept_gives_no_hope_to_who_is_patient() -> None:
+    batch = gather(entries() * 100, OPTIONS)
+    handoff = Handoff(300_000, patience_seconds=3600.0)
+    kept = [i for i in range(50) if handoff.offer(str(i), batch)]
+    assert handoff.take("unknown") is None
+    handoff.withdraw("unknown")
+    handoff.withdraw(str(kept[0]))
+    assert handoff.take(str(kept[0])) is None
+    assert handoff.offer("in its place", batch)
+    assert not handoff.offer("patient", batch, patient=True)
 
 
 def test_who_is_patient_does_not_wait_for_ever() -> None:

@@ -35,8 +35,8 @@ class Handoff:
     def offer(self, batch_id: str, batch: Handed, *, patient: bool = False) -> bool:
         """Keep the batch until it is taken; False where there is no room for it, or one of this id is kept.
 
-        With `patient` it waits for room, at most `patience_seconds`, and only while the worker takes some: who sends
-        more than it can take is slowed down, rather than that it decodes all of it again.
+        With `patient` it waits for room, at most `patience_seconds`, and only while the worker takes what is kept: who
+        sends more than it can take is slowed down, rather than that it decodes all of it again.
         """
         size = _size(batch)
         asked_at = time.monotonic()
@@ -55,13 +55,23 @@ class Handoff:
     def take(self, batch_id: str) -> Handed | None:
         """The batch, which is kept no longer; None where it is not kept."""
         with self._changed:
-            self._taken_at = time.monotonic()
-            kept = self._batches.pop(batch_id, None)
-            if kept is None:
-                return None
-            self._bytes -= kept[1]
-            self._changed.notify_all()
-            return kept[0]
+            batch = self._remove(batch_id)
+            if batch is not None:
+                self._taken_at = time.monotonic()
+            return batch
+
+    def withdraw(self, batch_id: str) -> None:
+        """Keep the batch no longer, if it is kept: its claim did not come about."""
+        with self._changed:
+            self._remove(batch_id)
+
+    def _remove(self, batch_id: str) -> Handed | None:
+        kept = self._batches.pop(batch_id, None)
+        if kept is None:
+            return None
+        self._bytes -= kept[1]
+        self._changed.notify_all()
+        return kept[0]
 
 
 def _size(batch: Handed) -> int:

@@ -14,6 +14,7 @@ from sensorkeep.limits import OBJECT_BUFFER_BYTES, OBJECT_PART_BYTES
 _skip_value = msgspec.json.Decoder(msgspec.Raw).decode
 _space_end = re.compile(rb"[ \t\n\r]*").match
 _byte_offset = re.compile(r"\(byte (\d+)\)$").search
+_SMALL_BYTES = 4096  # smaller pieces are put together: each by itself would take more memory than its bytes
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -38,13 +39,18 @@ class JsonWindow:
         self.base = 0
         self.final = False
         self._checked = 0  # data before this is known to be UTF-8
-        self._waiting: list[bytes] = []  # what follows `data`, while that is too little to look at
+        self._waiting: list[bytes | bytearray] = []  # what follows `data`, while that is too little to look at
         self._waiting_bytes = 0
         self._wanted = OBJECT_PART_BYTES
 
     def append(self, piece: bytes) -> bool:
         """Add a piece; returns whether there is enough to look at. Raises InvalidInput where it is not UTF-8."""
-        self._waiting.append(piece)
+        if len(piece) >= _SMALL_BYTES:
+            self._waiting.append(piece)
+        elif self._waiting and isinstance(self._waiting[-1], bytearray):
+            self._waiting[-1] += piece
+        else:
+            self._waiting.append(bytearray(piece))
         self._waiting_bytes += len(piece)
         if self.available + self._waiting_bytes < self._wanted:
             return False

@@ -71,8 +71,8 @@ def _values(column: Any) -> list[Any]:
     if column.null_count == len(column):
         return [None] * len(column)
     if pa.types.is_dictionary(column.type):
-        texts = [*column.dictionary.to_pylist(), None]
-        return [texts[number] for number in column.indices.fill_null(-1).to_numpy().tolist()]
+        texts: list[Any] = column.dictionary.take(column.indices).to_pylist()  # many batches may share the dictionary
+        return texts
     listed: list[Any] = column.fill_null(0).to_numpy().tolist()
     if column.null_count:
         absent = column.is_null().to_numpy(zero_copy_only=False).tolist()

@@ -188,7 +188,7 @@ class Acceptor:
         return claim.batch_id
 
     def _accept(self, claim: Claim, batch: DecodedBatch, wire_bytes: int) -> Accepted:
-        self._publish(claim, batch, patient=True)
+        self._publish(claim, batch, patient=claim.readings >= limits.HANDOFF_PATIENT_READINGS_MIN)
         self._latest.offer(newest_readings(batch), batch.records, batch_ids=(claim.batch_id,))
         self._tell(claim, wire_bytes, lambda: batch)
         return Accepted(claim, batch)
@@ -200,7 +200,7 @@ class Acceptor:
             with self._metrics.commit_seconds.time():
                 self._queue.publish([claim])
         except BaseException as error:
-            self._handoff.take(claim.batch_id)
+            self._handoff.withdraw(claim.batch_id)
             # Where the claim may be published after all, the worker needs its payload; else retention removes it.
             certain = isinstance(error, SensorkeepError) and not isinstance(error, Uncertain)
             if certain and claim.object_key is not None:
