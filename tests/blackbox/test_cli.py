@@ -90,7 +90,9 @@ def test_a_user_is_added_logs_in_gets_a_new_password_and_is_removed(own: Server)
 
 
 def test_doctor_finds_nothing_wrong_beside_a_running_server_and_without_one(own: Server, data_dir: Path) -> None:
-    assert_says(0, got=command("doctor", server=own), words="data\tok")
+    beside = command("doctor", server=own)
+    assert_says(0, got=beside, words="data\tok")
+    assert_says(0, got=beside, words="decoder\tok\t(compiled|in Python)")
     assert_says(0, got=command("doctor", "--data-dir", data_dir), words="does not exist yet")
     with running(data_dir) as server:
         assert server.stop() == 0

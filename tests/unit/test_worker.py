@@ -233,6 +233,10 @@ def test_a_replay_that_the_worker_would_pass_over_is_refused(pipeline: Pipeline)
     work_to_rest(pipeline)
     assert pipeline.ledger.batch(batch_id).state == "partial"
     pipeline.acceptor.replay(batch_id, SENDER)
+    good = send(pipeline, 10, 1)
+    work_to_rest(pipeline)
+    with pytest.raises(Conflict, match="quarantined"):
+        pipeline.acceptor.replay(good, SENDER)
 
 
 def test_payloads_that_are_gone_are_set_aside_at_once_and_too_many_of_them_stop_the_worker(pipeline: Pipeline) -> None:

@@ -169,7 +169,7 @@ class Acceptor:
         if batch.state == "accepted":  # the worker would have to pass such a replay over, and nobody would learn of it
             raise Conflict("the batch is not settled yet, or a replay of it is running; ask again when it is done")
         if not batch.quarantined:
-            raise InvalidInput("no reading of this batch is quarantined", code="conflict")
+            raise Conflict("no reading of this batch is quarantined")
         now_us = self._clock.now_us()
         claim = Claim(
             batch_id=self._ids.new(),
