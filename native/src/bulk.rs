@@ -65,15 +65,8 @@ pub struct Found {
 }
 
 /// Read the objects from `start` on, as long as they are usual, whole and no longer than `object_bytes_max`, and the
-/// columns have room. There are no more than `objects_max` and no more than `names_max` sensors or statuses.
-pub fn read(
-    text: &[u8],
-    start: usize,
-    object_bytes_max: usize,
-    objects_max: usize,
-    names_max: usize,
-    columns: Columns,
-) -> Found {
+/// columns have room, and no more than `objects_max`. There are no more sensors or statuses than readings.
+pub fn read(text: &[u8], start: usize, object_bytes_max: usize, objects_max: usize, columns: Columns) -> Found {
     let mut reader = Reader {
         cursor: Cursor { text, at: start },
         columns,
@@ -81,10 +74,9 @@ pub fn read(
         sensors: Names::default(),
         statuses: Names::default(),
         order: Vec::new(),
-        names_max,
     };
     while reader.found.objects.len() < objects_max {
-        let names = (reader.sensors.spans.len(), reader.statuses.spans.len());
+        let names = (reader.sensors.texts.len(), reader.statuses.texts.len());
         match reader.object(object_bytes_max) {
             Ok(object) => {
                 reader.found.readings += object.readings as usize;
@@ -92,8 +84,8 @@ pub fn read(
             }
             Err(stop) => {
                 reader.found.stop = Some(stop);
-                reader.sensors.spans.truncate(names.0);
-                reader.statuses.spans.truncate(names.1);
+                reader.sensors.texts.truncate(names.0);
+                reader.statuses.texts.truncate(names.1);
                 break;
             }
         }
@@ -101,7 +93,7 @@ pub fn read(
             break;
         }
     }
-    Found { sensors: reader.sensors.spans, statuses: reader.statuses.spans, ..reader.found }
+    Found { sensors: reader.sensors.spans(text), statuses: reader.statuses.spans(text), ..reader.found }
 }
 
 /// Texts by number, in the order found.
@@ -109,7 +101,6 @@ pub fn read(
 struct Names<'a> {
     numbers: HashMap<&'a [u8], i32>,
     texts: Vec<&'a [u8]>,
-    spans: Vec<Span>,
     /// The one that followed each the last time: mostly it does so again, which is quicker to see than to look up.
     following: Vec<i32>,
     last: usize,
@@ -117,7 +108,7 @@ struct Names<'a> {
 
 impl<'a> Names<'a> {
     #[inline]
-    fn number(&mut self, text: &'a [u8], within: &[u8]) -> i32 {
+    fn number(&mut self, text: &'a [u8]) -> i32 {
         let guess = self.following.get(self.last).copied().unwrap_or(NONE);
         if guess != NONE && self.texts[guess as usize] == text {
             self.last = guess as usize;
@@ -126,14 +117,21 @@ impl<'a> Names<'a> {
         let next = self.texts.len() as i32;
         let number = *self.numbers.entry(text).or_insert(next);
         if number == next {
-            let start = (text.as_ptr() as usize - within.as_ptr() as usize) as u32;
             self.texts.push(text);
-            self.spans.push(Span { start, end: start + text.len() as u32 });
             self.following.push(NONE);
         }
         self.following[self.last] = number;
         self.last = number as usize;
         number
+    }
+
+    /// Where each stands in `whole`, of which all are parts.
+    fn spans(&self, whole: &[u8]) -> Vec<Span> {
+        let span = |text: &&[u8]| {
+            let start = (text.as_ptr() as usize - whole.as_ptr() as usize) as u32;
+            Span { start, end: start + text.len() as u32 }
+        };
+        self.texts.iter().map(span).collect()
     }
 }
 
@@ -186,8 +184,7 @@ impl Field {
 struct Reading<'a> {
     sensor: Option<&'a [u8]>,
     number: Option<f64>,
-    telemetry: Said,
-    word: Option<&'a [u8]>,
+    telemetry: Said<'a>,
     status: Option<&'a [u8]>,
     sensor_status: Option<&'a [u8]>,
     collected: Option<Time>,
@@ -206,7 +203,6 @@ struct Reader<'a, 'c> {
     statuses: Names<'a>,
     /// What stood from before each key to before its value the last time, and the field: mostly it stands there again.
     order: Vec<(&'a [u8], Field)>,
-    names_max: usize,
 }
 
 impl<'a> Reader<'a, '_> {
@@ -249,7 +245,7 @@ impl<'a> Reader<'a, '_> {
             if self.cursor.peek()? != b'{' || self.cursor.at > end_max {
                 return Err(Stop::Unusual);
             }
-            if row == self.columns.values.len() || self.names_are_many() {
+            if row == self.columns.values.len() {
                 return Err(Stop::Full);
             }
             let start = self.cursor.at;
@@ -268,17 +264,12 @@ impl<'a> Reader<'a, '_> {
         }
     }
 
-    fn names_are_many(&self) -> bool {
-        self.sensors.texts.len().max(self.statuses.texts.len()) >= self.names_max
-    }
-
     /// The fields up to the closing brace.
     fn reading(&mut self) -> Read<Reading<'a>> {
         let mut reading = Reading {
             sensor: None,
             number: None,
             telemetry: Said::Nothing,
-            word: None,
             status: None,
             sensor_status: None,
             collected: None,
@@ -336,18 +327,15 @@ impl<'a> Reader<'a, '_> {
                     _ => return None,
                 }
             }
-            Field::Telemetry => {
-                reading.telemetry = said_of(value)?;
-                reading.word = if reading.telemetry == Said::Word { text_of(value)? } else { None };
-            }
+            Field::Telemetry => reading.telemetry = said_of(value)?,
             Field::Status => reading.status = text_of(value)?,
             Field::SensorStatus => reading.sensor_status = text_of(value)?,
             Field::Collected => reading.collected = time_of(value)?,
             Field::Timestamp => reading.timestamp = time_of(value)?,
-            Field::Battery => reading.battery = within(said_of(value)?, 0.0, 100.0),
-            Field::Rssi => reading.rssi = within(said_of(value)?, -200.0, 100.0),
-            Field::Lqi => reading.lqi = within(said_of(value)?, 0.0, 255.0),
-            Field::BatteryVoltage => reading.battery_voltage = within(said_of(value)?, 0.0, 1000.0),
+            Field::Battery => reading.battery = number_of(said_of(value)?),
+            Field::Rssi => reading.rssi = number_of(said_of(value)?),
+            Field::Lqi => reading.lqi = number_of(said_of(value)?),
+            Field::BatteryVoltage => reading.battery_voltage = number_of(said_of(value)?),
             Field::Description => self.found.describes = true,
             Field::Unknown => {}
         }
@@ -356,19 +344,16 @@ impl<'a> Reader<'a, '_> {
 
     #[inline]
     fn put(&mut self, row: usize, reading: &Reading<'a>) {
-        let text = self.cursor.text;
-        let measured = match reading.telemetry {
-            Said::Number(value) => value,
-            _ => f64::NAN,
+        let value = reading.number.unwrap_or(number_of(reading.telemetry));
+        let word = match reading.telemetry {
+            Said::Word(text) if value.is_nan() => Some(text), // it is a status only where nothing is measured
+            _ => None,
         };
-        let value = reading.number.unwrap_or(measured);
-        // A word is a status only where nothing is measured.
-        let word = if value.is_nan() { reading.word } else { None };
         let status = reading.status.or(word).or(reading.sensor_status);
         let when = reading.collected.or(reading.timestamp);
         let columns = &mut self.columns;
-        columns.sensors[row] = reading.sensor.map_or(NONE, |name| self.sensors.number(name, text));
-        columns.statuses[row] = status.map_or(NONE, |name| self.statuses.number(name, text));
+        columns.sensors[row] = reading.sensor.map_or(NONE, |name| self.sensors.number(name));
+        columns.statuses[row] = status.map_or(NONE, |name| self.statuses.number(name));
         columns.values[row] = value;
         columns.times_us[row] = when.map_or(0, |time| time.us);
         columns.time_kinds[row] = match when {
@@ -403,7 +388,7 @@ fn time_of(value: Scalar<'_>) -> Option<Option<Time>> {
 }
 
 #[inline]
-fn said_of(value: Scalar<'_>) -> Option<Said> {
+fn said_of(value: Scalar<'_>) -> Option<Said<'_>> {
     match value {
         Scalar::Null => Some(Said::Nothing),
         Scalar::Number(written) => json_number(written).map(Said::Number),
@@ -412,11 +397,11 @@ fn said_of(value: Scalar<'_>) -> Option<Said> {
     }
 }
 
-/// The number where it is from `low` to `high`, else NaN.
+/// NaN where it is none.
 #[inline]
-fn within(said: Said, low: f64, high: f64) -> f64 {
+fn number_of(said: Said) -> f64 {
     match said {
-        Said::Number(value) if (low..=high).contains(&value) => value,
+        Said::Number(value) => value,
         _ => f64::NAN,
     }
 }

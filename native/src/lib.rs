@@ -21,7 +21,6 @@ pub use bulk::{Object, Span};
 pub struct Buffers {
     readings_max: u64,
     objects_max: u64,
-    names_max: u64,
     spans: *mut Span,
     sensors: *mut i32,
     times_us: *mut i64,
@@ -47,14 +46,14 @@ pub struct Buffers {
 /// What `Buffers` means: changes with it, so that a library of another version is not used.
 #[no_mangle]
 pub extern "C" fn sensorkeep_scan_version() -> u32 {
-    1
+    2
 }
 
 /// Read the equipment objects of text[start..size] into `buffers`; see `bulk::read`.
 ///
 /// # Safety
-/// `text` has `size` bytes, no more than u32 counts; each column of `buffers` has room for `readings_max` elements,
-/// `objects` for `objects_max`, the names for `names_max` each; nobody else uses any of it meanwhile.
+/// `text` has `size` bytes, no more than u32 counts; each column of `buffers`, and either list of names, has room for
+/// `readings_max` elements, and `objects` for `objects_max`; nobody else uses any of it meanwhile.
 #[no_mangle]
 pub unsafe extern "C" fn sensorkeep_scan(
     text: *const u8,
@@ -77,12 +76,12 @@ pub unsafe extern "C" fn sensorkeep_scan(
         lqi: from_raw_parts_mut(buffers.lqi, rows),
         battery_voltage: from_raw_parts_mut(buffers.battery_voltage, rows),
     };
-    let (objects_max, names_max) = (buffers.objects_max as usize, buffers.names_max as usize);
+    let objects_max = buffers.objects_max as usize;
     let text = from_raw_parts(text, size as usize);
-    let found = bulk::read(text, start as usize, object_bytes_max as usize, objects_max, names_max, columns);
+    let found = bulk::read(text, start as usize, object_bytes_max as usize, objects_max, columns);
     from_raw_parts_mut(buffers.objects, objects_max)[..found.objects.len()].copy_from_slice(&found.objects);
-    from_raw_parts_mut(buffers.sensor_names, names_max)[..found.sensors.len()].copy_from_slice(&found.sensors);
-    from_raw_parts_mut(buffers.status_names, names_max)[..found.statuses.len()].copy_from_slice(&found.statuses);
+    from_raw_parts_mut(buffers.sensor_names, rows)[..found.sensors.len()].copy_from_slice(&found.sensors);
+    from_raw_parts_mut(buffers.status_names, rows)[..found.statuses.len()].copy_from_slice(&found.statuses);
     buffers.readings = found.readings as u64;
     buffers.object_count = found.objects.len() as u64;
     buffers.sensor_count = found.sensors.len() as u64;

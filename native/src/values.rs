@@ -10,10 +10,10 @@ const POWERS: [f64; DIGITS_MAX + 1] =
 
 /// What a text of a device says.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Said {
+pub enum Said<'a> {
     Number(f64),
     /// It writes no number, or none that a float holds.
-    Word,
+    Word(&'a [u8]),
     Nothing,
 }
 
@@ -29,7 +29,7 @@ pub fn json_number(written: &[u8]) -> Option<f64> {
 /// The number that a text of a device writes, as `values.number_of_text` has it: digits with a point or a comma, an
 /// exponent, and white space around.
 #[inline]
-pub fn said(text: &[u8]) -> Said {
+pub fn said(text: &[u8]) -> Said<'_> {
     if text.is_empty() {
         return Said::Nothing;
     }
@@ -38,10 +38,10 @@ pub fn said(text: &[u8]) -> Said {
     }
     let written = trimmed(text);
     if !is_number(written) {
-        return Said::Word;
+        return Said::Word(text);
     }
     let pointed: Vec<u8> = written.iter().map(|&byte| if byte == b',' { b'.' } else { byte }).collect();
-    parsed(&pointed).map_or(Said::Word, Said::Number)
+    parsed(&pointed).map_or(Said::Word(text), Said::Number)
 }
 
 /// A number of few digits without an exponent.

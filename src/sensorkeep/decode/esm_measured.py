@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,9 +12,10 @@ import pyarrow.compute as pc
 
 from sensorkeep.decode.arrow import ArrowArray, Column
 from sensorkeep.decode.esm_rows import EsmRows
+from sensorkeep.decode.quantities import METADATA_RANGES
 from sensorkeep.decode.scan import TIME_MISSING, TIME_NAIVE, Scanned
 from sensorkeep.decode.series import MISSING, SeriesIndex, StatusIndex
-from sensorkeep.decode.times import parse_times, to_utc
+from sensorkeep.decode.times import localize, parse_times
 from sensorkeep.decode.values import limited, numbers, numbers_of_texts, numbers_or_texts, texts
 
 Flags = npt.NDArray[np.bool_]
@@ -60,12 +62,9 @@ def measured_one_by_one(rows: EsmRows, status: StatusIndex, naive_timezone: str)
         status=status.codes(said),
         bad=bad,
         no_value=no_value,
-        metadata=[
-            limited(numbers_or_texts(rows.battery.all()), 0, 100),
-            limited(numbers_or_texts(rows.rssi.all()), -200, 100),
-            limited(numbers_or_texts(rows.lqi.all()), 0, 255),
-            limited(numbers_or_texts(rows.battery_voltage.all()), 0, 1000),
-        ],
+        metadata=_believed(
+            numbers_or_texts(field.all()) for field in (rows.battery, rows.rssi, rows.lqi, rows.battery_voltage)
+        ),
     )
 
 
@@ -73,9 +72,7 @@ def measured_at_once(scans: list[Scanned], series: SeriesIndex, status: StatusIn
     """The columns of readings that were scanned."""
     kinds = np.concatenate([scan.time_kinds for scan in scans])
     times_us = np.concatenate([scan.times_us for scan in scans])
-    naive = kinds == TIME_NAIVE
-    if naive_timezone != "UTC" and naive.any():
-        times_us[naive] = to_utc(times_us[naive], naive_timezone)
+    localize(times_us, kinds == TIME_NAIVE, naive_timezone)
     values, *metadata = np.concatenate([scan.numbers for scan in scans], axis=1)
     # The index -1, of what is not said, takes the last element.
     codes = np.concatenate([np.array([*status.numbers(scan.statuses), -1], np.int32)[scan.status] for scan in scans])
@@ -91,8 +88,13 @@ def measured_at_once(scans: list[Scanned], series: SeriesIndex, status: StatusIn
         status=pa.array(codes, mask=codes < 0),
         bad=nothing,
         no_value=np.isnan(values) & (codes < 0),
-        metadata=metadata,
+        metadata=_believed(metadata),
     )
+
+
+def _believed(metadata: Iterable[Floats]) -> list[Floats]:
+    """The columns without what is out of range."""
+    return [limited(column, *bounds) for column, bounds in zip(metadata, METADATA_RANGES.values(), strict=True)]
 
 
 def _times(rows: EsmRows) -> Column:

@@ -38,6 +38,8 @@ class Metadata(NamedTuple):
 
 
 NO_METADATA = Metadata()
+METADATA_RANGES = {"battery": (0, 100), "rssi": (-200, 100), "lqi": (0, 255), "battery_voltage": (0, 1000)}
+"""From least to most of what is believed, in the order of Metadata."""
 
 
 @lru_cache(maxsize=65_536)

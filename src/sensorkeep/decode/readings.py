@@ -15,6 +15,7 @@ import msgspec
 from sensorkeep.decode.json_window import JsonWindow, malformed
 from sensorkeep.decode.options import DecodeOptions
 from sensorkeep.decode.quantities import (
+    METADATA_RANGES,
     NO_METADATA,
     STATUS_QUANTITY,
     Metadata,
@@ -34,7 +35,6 @@ from sensorkeep.limits import (
 )
 from sensorkeep.model import DecodedBatch, Reason, Rejections
 
-_METADATA_RANGES = {"battery": (0, 100), "rssi": (-200, 100), "lqi": (0, 255), "battery_voltage": (0, 1000)}
 _OPEN_BRACE, _OPEN_BRACKET, _CLOSE_BRACKET, _COMMA = b"{[],"
 _encode = msgspec.json.Encoder().encode
 
@@ -211,7 +211,7 @@ def _check_metadata(metadata: Any, path: str, problems: Problems) -> Metadata:
         problems.append((path, "must be an object"))
         return NO_METADATA
     result: dict[str, float] = {}
-    for name, (low, high) in _METADATA_RANGES.items():
+    for name, (low, high) in METADATA_RANGES.items():
         value = metadata.get(name)
         if value is None:
             continue

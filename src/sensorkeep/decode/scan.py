@@ -17,7 +17,7 @@ import numpy.typing as npt
 from sensorkeep.limits import OBJECT_BUFFER_BYTES, SCAN_OBJECTS_MAX, SCAN_READINGS_MAX
 
 _LIBRARY = Path(__file__).with_name("libsensorkeep_scan.so")
-_VERSION = 1
+_VERSION = 2
 
 Floats = npt.NDArray[np.float64]
 Places = npt.NDArray[np.uint32]
@@ -29,7 +29,7 @@ class _Buffers(ctypes.Structure):
     """`Buffers` of native/src/lib.rs."""
 
     _fields_ = [
-        *((name, ctypes.c_uint64) for name in ("readings_max", "objects_max", "names_max")),
+        *((name, ctypes.c_uint64) for name in ("readings_max", "objects_max")),
         *((name, ctypes.c_void_p) for name in ("spans", "sensors", "times_us", "time_kinds", "values", "statuses")),
         *((name, ctypes.c_void_p) for name in ("battery", "rssi", "lqi", "battery_voltage")),
         *((name, ctypes.c_void_p) for name in ("objects", "sensor_names", "status_names")),
@@ -42,8 +42,8 @@ class _Buffers(ctypes.Structure):
 class Scanned:
     """Equipment objects one after the other, and the columns of their readings."""
 
-    objects: list[tuple[int, int, int, int]]
-    """(start, end, index after the bracket of its list, number of readings) of each."""
+    objects: list[list[int]]
+    """[start, end, index after the bracket of its list, number of readings] of each."""
     spans: Places
     """[start, end) of each reading."""
     sensor_ids: list[str]
@@ -83,7 +83,6 @@ class Scanner:
         self._buffers = _Buffers(
             readings_max=SCAN_READINGS_MAX,
             objects_max=SCAN_OBJECTS_MAX,
-            names_max=SCAN_READINGS_MAX,
             spans=self._spans.ctypes.data,
             sensors=self._sensors.ctypes.data,
             times_us=self._times_us.ctypes.data,
@@ -105,7 +104,7 @@ class Scanner:
         self._scan(data, len(data), start, OBJECT_BUFFER_BYTES, ctypes.byref(buffers))
         rows = slice(buffers.readings)
         return Scanned(
-            objects=[(a, b, c, d) for a, b, c, d in self._objects[: buffers.object_count].tolist()],
+            objects=self._objects[: buffers.object_count].tolist(),
             spans=self._spans[rows].copy(),
             sensor_ids=_texts(data, self._names[0, : buffers.sensor_count]),
             sensors=self._sensors[rows].copy(),

@@ -43,7 +43,7 @@ def parse_time(text: str, naive_timezone: str = "UTC") -> int | None:
     time_us, has_zone = parsed
     if has_zone or naive_timezone == "UTC":
         return time_us
-    return int(to_utc(np.array([time_us]), naive_timezone)[0])
+    return int(_to_utc(np.array([time_us]), naive_timezone)[0])
 
 
 def parse_times(texts: Column, naive_timezone: str) -> tuple[Times, Flags, Flags]:
@@ -65,9 +65,14 @@ def parse_times(texts: Column, naive_timezone: str) -> tuple[Times, Flags, Flags
         where = np.flatnonzero((lengths == length) & ~missing)
         group = column if len(where) == len(column) else column.take(pa.array(where))
         times[where], bad[where], naive[where] = _parse_group(group, length)
-    if naive_timezone != "UTC" and naive.any():
-        times[naive] = to_utc(times[naive], naive_timezone)
+    localize(times, naive, naive_timezone)
     return times, missing, bad
+
+
+def localize(times: Times, naive: Flags, naive_timezone: str) -> None:
+    """Make those `times` UTC, in place, that are local to the zone."""
+    if naive_timezone != "UTC" and naive.any():
+        times[naive] = _to_utc(times[naive], naive_timezone)
 
 
 def _parse_group(group: ArrowArray, length: int) -> tuple[Times, Flags, Flags]:
@@ -121,8 +126,8 @@ def _parse(text: str) -> tuple[int, bool] | None:
     return total * MICROSECONDS + int((fraction or "").ljust(6, "0")[:6]), bool(zulu or sign)
 
 
-def to_utc(local_us: Times, naive_timezone: str) -> Times:
-    """UTC of local times in microseconds, at least one, by one look-up for each distinct minute."""
+def _to_utc(local_us: Times, naive_timezone: str) -> Times:
+    """UTC of local times, by one look-up for each distinct minute."""
     resolution = MINUTE_US if local_us.min() >= _WHOLE_MINUTES_FROM_US else MICROSECONDS
     slots, inverse = np.unique(local_us // resolution, return_inverse=True)
     zone = _zone(naive_timezone)
