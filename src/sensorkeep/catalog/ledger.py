@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from importlib import resources
+from operator import itemgetter
 
 import sqlalchemy as sa
 
@@ -46,6 +47,7 @@ from sensorkeep.limits import LEDGER_PORTION_ROWS, PURGE_PORTION_ROWS, RECEIPTS_
 from sensorkeep.model import Claim
 
 _TOTALS = Change._fields
+_BATCH_ID = itemgetter(0)
 
 # Constant texts: these two are asked for by every query and every dashboard.
 _SELECT_TOTALS = f"SELECT {', '.join(_TOTALS)} FROM ledger WHERE id = 1"  # noqa: S608 - built from constants
@@ -56,6 +58,10 @@ _ENTER_ALONE = resources.files("sensorkeep.catalog").joinpath("postgresql_receiv
 
 class _Known(Exception):
     """A receipt was entered before: enter this group one by one."""
+
+
+class _Lost(Exception):
+    """A batch that ends was not entered: its receipt was lost, or is on its way."""
 
 
 class CatalogLedger:
@@ -69,7 +75,8 @@ class CatalogLedger:
     is entered at once, for other processes to see; where PostgreSQL does not answer soon, `receive` raises Unavailable
     and the receipt is entered behind it. What cannot be entered waits for the next try (the last RECEIPTS_WAITING_MAX).
 
-    The row of totals is changed last in a transaction: everybody else's receipts wait for it until the commit.
+    No two processes wait for each other: a transaction enters batches in the order of their ids, before it locks any,
+    locks those that it ends in the same order, and changes the row of totals last: everybody's receipts wait for that.
     """
 
     def __init__(self, database: Database, clock: Clock, *, held: bool | None = None) -> None:
@@ -133,25 +140,23 @@ class CatalogLedger:
     def _enter_first(self, count: int) -> None:
         if not count:
             return
+        rows = sorted(self._receipts[:count], key=_BATCH_ID)
         if self._enter_alone is not None:
             with self._database.alone() as connection:
-                self._enter_alone.run(connection, self._receipts[:count])
+                self._enter_alone.run(connection, rows)
             return
-        rows = self._receipts[:count]
 
         def enter(connection: sa.Connection) -> None:
             if self._enter.run(connection, rows) != len(rows):
                 raise _Known
             self._change(connection, received_change(rows))
 
-        def enter_unknown(connection: sa.Connection) -> None:
-            known = known_of(connection, [row[0] for row in rows])
-            self._change(connection, self._enter_each(connection, [row for row in rows if row[0] not in known]))
-
         try:
             self._database.transact(enter, relaxed=True)
         except _Known:
-            self._database.transact(enter_unknown, relaxed=True)
+            self._database.transact(
+                lambda connection: self._change(connection, self._enter_unknown(connection, rows)), relaxed=True
+            )
 
     def settle(self, settlements: Sequence[Settlement]) -> None:
         self._enter_held()
@@ -165,13 +170,23 @@ class CatalogLedger:
         # Two workers lock rows in the same order.
         replays_of.sort(key=lambda replay: replay[0])
 
-        def enter(connection: sa.Connection) -> None:
-            change = self._settle_batches(connection, first_ends) if first_ends else Change()
+        def end(connection: sa.Connection, entered: Change | None = None) -> None:
+            rows = dict(rows_of(connection, sorted(first_ends)))
+            if entered is None and len(rows) < len(first_ends):
+                raise _Lost
+            change = (entered or Change()).plus(self._settle_batches(connection, first_ends, rows))
             for batch_id, settlement in replays_of:
                 change = change.plus(self._settle_replay(connection, settlement, batch_id))
             self._change(connection, change)
 
-        self._database.transact(enter)
+        def enter_and_end(connection: sa.Connection) -> None:
+            receipts = [received_row(Receipt(settlement.claim, 0)) for settlement in first_ends.values()]
+            end(connection, self._enter_unknown(connection, sorted(receipts, key=_BATCH_ID)))
+
+        try:
+            self._database.transact(end)
+        except _Lost:
+            self._database.transact(enter_and_end)
 
     def reopen(self, batch_id: str, replay_id: str) -> tuple[Claim, list[tuple[int, int]]]:
         self._enter_held()
@@ -277,20 +292,16 @@ class CatalogLedger:
         connection.execute(sa.delete(batches).where(batches.c.batch_id.in_(batch_ids)))
         return len(batch_ids) == PURGE_PORTION_ROWS
 
-    def _settle_batches(self, connection: sa.Connection, ends: dict[str, Settlement]) -> Change:
-        rows = dict(rows_of(connection, sorted(ends)))
-        lost = sorted(ends.keys() - rows.keys())
+    def _settle_batches(
+        self, connection: sa.Connection, ends: dict[str, Settlement], rows: dict[str, AnyRow]
+    ) -> Change:
         change = Change()
-        if lost:
-            receipts = [received_row(Receipt(ends[batch_id].claim, 0)) for batch_id in lost]
-            change = self._enter_each(connection, receipts)
-            rows.update(rows_of(connection, lost))
         now_us = self._clock.now_us()
         updates = []
         for batch_id, settlement in ends.items():
-            row = rows[batch_id]
-            if row.state != "accepted" or row.replay_id is not None:
-                continue  # settled before
+            row = rows.get(batch_id)
+            if row is None or row.state != "accepted" or row.replay_id is not None:
+                continue  # settled before, and maybe forgotten since
             end = end_of_batch(settlement, row.readings, row.quarantined, row.pending)
             updates.append(ended_row(batch_id, end, now_us, claim_to_keep(settlement.claim, end)))
             change = change.plus(end.change)
@@ -352,8 +363,10 @@ class CatalogLedger:
         connection.execute(ended)
         return Change(quarantined=row.pending, pending=-row.pending)
 
-    def _enter_each(self, connection: sa.Connection, rows: Sequence[ReceivedRow]) -> Change:
-        return received_change([row for row in rows if self._enter.run(connection, [row]) == 1])
+    def _enter_unknown(self, connection: sa.Connection, rows: Sequence[ReceivedRow]) -> Change:
+        """Enter those receipts that were not entered before."""
+        known = known_of(connection, [row[0] for row in rows])
+        return received_change([row for row in rows if row[0] not in known and self._enter.run(connection, [row]) == 1])
 
     def _change(self, connection: sa.Connection, change: Change) -> None:
         assert change.balanced, f"a change must keep the accounting true: {change}"
