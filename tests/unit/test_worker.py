@@ -350,6 +350,7 @@ def test_it_has_caught_up_once_what_waited_is_settled(pipeline: Pipeline) -> Non
 
 def test_a_worker_that_is_behind_waits_for_nothing_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "GATHER_READINGS_MAX", 10)
+    monkeypatch.setattr(limits, "GATHER_READINGS_ENOUGH", 8)
     pipeline = Pipeline(tmp_path, ManualClock(START_US), settings=PipelineSettings(gather_seconds=3600.0))
     try:
         pipeline.worker.caught_up.set()

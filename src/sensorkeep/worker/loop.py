@@ -173,8 +173,7 @@ class Worker:
         self._hurry.clear()
         taken = self._queue.fetch(limits.GATHER_CLAIMS_MAX, limits.GATHER_READINGS_MAX, wait_seconds)
         room = limits.GATHER_READINGS_MAX - sum(d.claim.readings for d in taken)
-        # With half of it full, the next claim may well be waiting and not fit.
-        enough = room <= limits.GATHER_READINGS_MAX // 2
+        enough = limits.GATHER_READINGS_MAX - room >= limits.GATHER_READINGS_ENOUGH
         patient = taken and self.caught_up.is_set() and not any(d.claim.urgent for d in taken)
         if patient and not enough and self._settings.gather_seconds:
             self._hurry.wait(self._settings.gather_seconds)
