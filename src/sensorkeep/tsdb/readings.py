@@ -55,7 +55,9 @@ def gather(writes: Sequence[Write], number_of: Callable[[str], int]) -> Incoming
     # One dictionary for all, so that the chunks can become one.
     table = table.unify_dictionaries().combine_chunks()
     shared = {id(batch.sensors): batch.sensors for batch in batches}  # batches made in one go share their sensors
-    numbers = np.fromiter((number_of(sensor.uuid) for sensors in shared.values() for sensor in sensors), np.int64)
+    uuids = [sensor.uuid for sensors in shared.values() for sensor in sensors]
+    number = {uuid: number_of(uuid) for uuid in dict.fromkeys(uuids)}  # most batches have the same sensors
+    numbers = np.fromiter(map(number.__getitem__, uuids), np.int64, len(uuids))
     offsets = dict(zip(shared, np.cumsum([0, *map(len, shared.values())]).tolist(), strict=False))
     first_sensor = np.fromiter((offsets[id(batch.sensors)] for batch in batches), np.int64, len(batches))
     series = numbers[integers(table["series"]) + np.repeat(first_sensor, lengths)]
@@ -138,30 +140,33 @@ def _repeated(readings: Incoming, rows: Integers) -> tuple[Integers, Integers]:
     if len(rows) < 2:
         return none, none
     time_us = readings.time_us[rows]
-    keys = readings.series[rows] * DAY_US + time_us % DAY_US
-    ordered = np.sort(keys)
-    twice = ordered[1:] == ordered[:-1]
-    if not twice.any():
-        return none, none
-    candidates = _places_of(keys, ordered[1:][twice])
-    grouped = candidates[np.argsort(keys[candidates], kind="stable")]
+    keys = readings.series[rows] * DAY_US + (time_us - time_us[0] // DAY_US * DAY_US)
+    places = _places_of_repeated(keys)
+    grouped = places[np.argsort(keys[places], kind="stable")]
     starts = np.flatnonzero(np.diff(keys[grouped], prepend=-1))
     return grouped, starts
 
 
-def _places_of(keys: Integers, wanted: Integers) -> Integers:
-    """Where `keys` has one of `wanted`, which are few: by a hash of 16 bits first, since `isin` sorts all keys."""
-    marked = np.zeros(1 << 16, np.bool_)
-    marked[_hashes(wanted)] = True
-    likely = np.flatnonzero(marked[_hashes(keys)])
-    places: Integers = likely[np.isin(keys[likely], wanted)]
-    return places
-
-
-def _hashes(keys: Integers) -> NDArray[np.uint64]:
-    """The upper 16 bits of a product with 2**64 over the golden ratio (Knuth, volume 3, 6.4)."""
-    hashed: NDArray[np.uint64] = (keys.view(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(48)
-    return hashed
+def _places_of_repeated(keys: Integers) -> Integers:
+    """Where `keys` has those that occur more than once, in order: by a table of hashes, in a third of the time that it
+    takes to sort them."""
+    bits = len(keys).bit_length() + 2
+    # The upper bits of a product with 2**64 over the golden ratio (Knuth, volume 3, 6.4).
+    slots = (keys.view(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(64 - bits)
+    numbers = np.arange(len(keys), dtype=np.int32)
+    table = np.empty(1 << bits, np.int32)
+    table[slots] = numbers  # the last one of each slot stands
+    holders = table[slots]
+    others = np.flatnonzero(holders != numbers)
+    same = keys[others] == keys[holders[others]]
+    # Where another key holds the slot, the few are compared with each other.
+    apart = others[~same]
+    apart = apart[np.argsort(keys[apart])]
+    equal = keys[apart[1:]] == keys[apart[:-1]]
+    found = np.zeros(len(keys), np.bool_)
+    for places in (others[same], holders[others[same]], apart[1:][equal], apart[:-1][equal]):
+        found[places] = True
+    return np.flatnonzero(found)
 
 
 def same_content(table: pa.Table, left: Integers, right: Integers) -> Flags:

@@ -28,8 +28,14 @@ class Transaction:
 
 def apply(transaction: Transaction, readings: Incoming, rows: Integers) -> Integers:
     """Put the readings at positions `rows` (ascending) into their days; the outcome of each, in that order."""
+    if not len(rows):
+        return np.empty(0, np.int64)
+    time_us = readings.time_us[rows]
+    first_day, last_day = int(time_us.min()) // DAY_US, int(time_us.max()) // DAY_US
+    if first_day == last_day:
+        return _apply_to_day(transaction, first_day, readings, rows)
     outcome = np.empty(len(rows), np.int64)
-    days = readings.days[rows]
+    days = time_us // DAY_US
     for day in np.unique(days).tolist():
         of_day = days == day
         outcome[of_day] = _apply_to_day(transaction, day, readings, rows[of_day])
