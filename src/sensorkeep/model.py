@@ -8,7 +8,7 @@ from __future__ import annotations
 import enum
 import uuid
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -54,7 +54,7 @@ def quantity_id(external_id: str, quantity: str) -> str:
     return f"{external_id}/{quantity}"
 
 
-class Equipment(msgspec.Struct, frozen=True, kw_only=True):
+class Equipment(msgspec.Struct, frozen=True, kw_only=True, gc=False, cache_hash=True):
     """What is known of an equipment. None: not said, keep what was known."""
 
     uuid: str
@@ -67,7 +67,7 @@ class Equipment(msgspec.Struct, frozen=True, kw_only=True):
     siren_seconds: int | None = None
 
 
-class Sensor(msgspec.Struct, frozen=True, kw_only=True):
+class Sensor(msgspec.Struct, frozen=True, kw_only=True, gc=False, cache_hash=True):
     """What is known of a sensor. None: not said, keep what was known."""
 
     uuid: str
@@ -139,7 +139,7 @@ class Rejections:
         return Rejection(self._equipment[i], self._sensor[i], _REASONS[self._reason[i]], excerpt)
 
 
-class LatestReading(msgspec.Struct, frozen=True):
+class LatestReading(msgspec.Struct, frozen=True, gc=False):
     """The newest reading of a sensor by reading time."""
 
     sensor_uuid: str
@@ -178,6 +178,8 @@ class DecodedBatch:
     """The single-reading requests in it, in order."""
     objects: int = 0
     """Top-level objects in the request (equipment objects of the bulk form)."""
+    newest: Sequence[LatestReading] | None = None
+    """The newest reading of each sensor, where they are picked already; see `decode/newest.py`."""
 
     @property
     def received(self) -> int:

@@ -12,6 +12,7 @@ from sensorkeep.model import DecodedBatch
 
 _DESCRIPTION_BYTES = 600  # a Sensor or Equipment with its texts, about
 _RECORD_BYTES = 500
+_NEWEST_BYTES = 200
 _BATCH_BYTES = 4_000
 _ENTRY_BYTES = 1_000  # a parsed request with its body and dictionary, about
 
@@ -82,6 +83,7 @@ def _size(batch: Handed) -> int:
         batch.readings.get_total_buffer_size()
         + (len(batch.sensors) + len(batch.equipment)) * _DESCRIPTION_BYTES
         + len(batch.records) * _RECORD_BYTES
+        + len(batch.newest or ()) * _NEWEST_BYTES
         + len(batch.rejections) * 9
         + _BATCH_BYTES
     )

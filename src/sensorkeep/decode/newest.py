@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import chain, groupby
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -13,31 +16,57 @@ from sensorkeep.model import DecodedBatch, LatestReading
 
 Integers = npt.NDArray[np.int64]
 
+_uuid = attrgetter("uuid")
 
-def newest_readings(batch: DecodedBatch) -> list[LatestReading]:
+
+def with_newest(batch: DecodedBatch) -> DecodedBatch:
+    """The batch, and its newest readings picked: who needs them later has them."""
+    return replace(batch, newest=newest_readings(batch))
+
+
+def newest_readings(batch: DecodedBatch) -> Sequence[LatestReading]:
     """One for each sensor that has a usable reading, in the order of `batch.sensors`: that of the greatest time,
     and of several at that time the last one.
     """
-    return newest_of([batch])
+    if batch.newest is not None:
+        return batch.newest
+    if not batch.readings.num_rows:
+        return []
+    rows = _newest_rows(batch.readings["series"].to_numpy(), _times(batch), len(batch.sensors))
+    names = list(map(_uuid, batch.sensors))
+    if rows.min() < 0:  # one has no usable reading
+        names = [name for name, row in zip(names, rows.tolist(), strict=True) if row >= 0]
+        rows = rows[rows >= 0]
+    return list(map(LatestReading, names, *_columns(batch.readings, rows)))
 
 
 def newest_of(batches: Sequence[DecodedBatch]) -> list[LatestReading]:
     """The same of several batches, in the order accepted: of one time, the last reading of the last batch stands."""
+    newest: dict[str, LatestReading] = {}
+    for picked, run in groupby(batches, lambda batch: batch.newest is not None):
+        mine = list(run)
+        found = chain.from_iterable(map(newest_readings, mine)) if picked else _newest_together(mine)
+        for reading in found:
+            known = newest.get(reading.sensor_uuid)
+            if known is None or reading.time_us >= known.time_us:
+                newest[reading.sensor_uuid] = reading
+    return list(newest.values())
+
+
+def _newest_together(batches: Sequence[DecodedBatch]) -> list[LatestReading]:
     batches = [batch for batch in batches if batch.readings.num_rows]
     if not batches:
         return []
-    uuids: dict[str, int] = {}
-    numbers: dict[int, Integers] = {}
-    for batch in batches:
-        if id(batch.sensors) not in numbers:
-            own = [uuids.setdefault(sensor.uuid, len(uuids)) for sensor in batch.sensors]
-            numbers[id(batch.sensors)] = np.array(own, np.int64)
+    shared = {id(batch.sensors): batch.sensors for batch in batches}.values()
+    uuids = {id(sensors): list(map(_uuid, sensors)) for sensors in shared}
+    names = list(dict.fromkeys(chain.from_iterable(uuids.values())))
+    number_of = dict(zip(names, range(len(names)), strict=True)).__getitem__
+    numbers = {key: np.fromiter(map(number_of, own), np.int64, len(own)) for key, own in uuids.items()}
     sensor = np.concatenate([numbers[id(b.sensors)][b.readings["series"].to_numpy()] for b in batches])
-    time_us = np.concatenate([b.readings["time"].cast(pa.int64()).to_numpy() for b in batches])
-    rows = _newest_rows(sensor, time_us, len(uuids))
+    time_us = np.concatenate([_times(batch) for batch in batches])
+    rows = _newest_rows(sensor, time_us, len(names))
     starts = np.cumsum([0, *(batch.readings.num_rows for batch in batches)])
-    names = list(uuids)
-    found: list[LatestReading | None] = [None] * len(uuids)
+    found: list[LatestReading | None] = [None] * len(names)
     for batch, start, end in zip(batches, starts[:-1].tolist(), starts[1:].tolist(), strict=True):
         mine = np.flatnonzero((rows >= start) & (rows < end))
         columns = _columns(batch.readings, rows[mine] - start)
@@ -46,6 +75,11 @@ def newest_of(batches: Sequence[DecodedBatch]) -> list[LatestReading]:
         for number, reading in zip(numbers_of_mine, readings, strict=True):
             found[number] = reading
     return [reading for reading in found if reading is not None]
+
+
+def _times(batch: DecodedBatch) -> Integers:
+    times: Integers = batch.readings["time"].cast(pa.int64()).to_numpy()
+    return times
 
 
 def _newest_rows(sensor: Integers, time_us: Integers, sensors: int) -> Integers:

@@ -22,7 +22,7 @@ from sensorkeep.decode.esm import EsmBulkDecoder
 from sensorkeep.decode.gathered import Entry, encode_gathered, gather, newest_of
 from sensorkeep.decode.handoff import Handed, Handoff
 from sensorkeep.decode.inflate import make_inflater
-from sensorkeep.decode.newest import newest_readings
+from sensorkeep.decode.newest import with_newest
 from sensorkeep.decode.options import DecodeOptions, time_range
 from sensorkeep.decode.readings import decode_readings
 from sensorkeep.errors import Conflict, InvalidInput, LimitExceeded, SensorkeepError, Unavailable, Uncertain
@@ -188,8 +188,9 @@ class Acceptor:
         return claim.batch_id
 
     def _accept(self, claim: Claim, batch: DecodedBatch, wire_bytes: int) -> Accepted:
+        batch = with_newest(batch)
         self._publish(claim, batch, patient=claim.readings >= limits.HANDOFF_PATIENT_READINGS_MIN)
-        self._latest.offer(newest_readings(batch), batch.records, batch_ids=(claim.batch_id,))
+        self._latest.offer(batch.newest or (), batch.records, batch_ids=(claim.batch_id,))
         self._tell(claim, wire_bytes, lambda: batch)
         return Accepted(claim, batch)
 
