@@ -60,6 +60,8 @@ pub struct Found {
     pub statuses: Vec<Span>,
     /// Whether a reading says anything of its sensor.
     pub describes: bool,
+    /// Whether a reading says anything of battery, RSSI, LQI or battery voltage.
+    pub metadata: bool,
     /// Why reading ended before the text or the columns did, if it did.
     pub stop: Option<Stop>,
 }
@@ -332,14 +334,21 @@ impl<'a> Reader<'a, '_> {
             Field::SensorStatus => reading.sensor_status = text_of(value)?,
             Field::Collected => reading.collected = time_of(value)?,
             Field::Timestamp => reading.timestamp = time_of(value)?,
-            Field::Battery => reading.battery = number_of(said_of(value)?),
-            Field::Rssi => reading.rssi = number_of(said_of(value)?),
-            Field::Lqi => reading.lqi = number_of(said_of(value)?),
-            Field::BatteryVoltage => reading.battery_voltage = number_of(said_of(value)?),
+            Field::Battery => reading.battery = self.metadata_of(value)?,
+            Field::Rssi => reading.rssi = self.metadata_of(value)?,
+            Field::Lqi => reading.lqi = self.metadata_of(value)?,
+            Field::BatteryVoltage => reading.battery_voltage = self.metadata_of(value)?,
             Field::Description => self.found.describes = true,
             Field::Unknown => {}
         }
         Some(())
+    }
+
+    #[inline]
+    fn metadata_of(&mut self, value: Scalar<'a>) -> Option<f64> {
+        let number = number_of(said_of(value)?);
+        self.found.metadata |= !number.is_nan();
+        Some(number)
     }
 
     #[inline]

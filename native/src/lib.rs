@@ -39,6 +39,7 @@ pub struct Buffers {
     sensor_count: u64,
     status_count: u64,
     describes: u8,
+    metadata: u8,
     unusual: u8,
     incomplete: u8,
 }
@@ -46,7 +47,7 @@ pub struct Buffers {
 /// What `Buffers` means: changes with it, so that a library of another version is not used.
 #[no_mangle]
 pub extern "C" fn sensorkeep_scan_version() -> u32 {
-    2
+    3
 }
 
 /// Read the equipment objects of text[start..size] into `buffers`; see `bulk::read`.
@@ -87,6 +88,7 @@ pub unsafe extern "C" fn sensorkeep_scan(
     buffers.sensor_count = found.sensors.len() as u64;
     buffers.status_count = found.statuses.len() as u64;
     buffers.describes = u8::from(found.describes);
+    buffers.metadata = u8::from(found.metadata);
     buffers.unusual = u8::from(found.stop == Some(cursor::Stop::Unusual));
     buffers.incomplete = u8::from(found.stop == Some(cursor::Stop::Incomplete));
 }

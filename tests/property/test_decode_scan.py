@@ -8,6 +8,7 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -149,9 +150,20 @@ def test_a_usual_body_is_read_at_once(separators: tuple[str, str] | None, ascii_
     objects = [{"equip_uuid": f"e{i}", "sensor": readings if i else []} for i in range(3)]
     found = read(json.dumps(objects, separators=separators, ensure_ascii=ascii_only).encode())
     assert [count for *_, count in found.objects] == [0, 90, 90]
-    assert found.numbers[0].tolist() == [i / 4 for i in range(90)] * 2
+    assert found.values.tolist() == [i / 4 for i in range(90)] * 2
     assert [found.sensor_ids[i] for i in found.sensors.tolist()] == [f"s{i % 3}" for i in range(90)] * 2
     assert (found.describes, found.unusual) == (True, False)
+    assert found.metadata is None
+
+
+def test_metadata_has_rows_where_any_reading_says_some() -> None:
+    readings = [{"valor": 1, "sensor_bateria_pct": said, "sensor_sinal_lqi": None} for said in (None, "", "88", 7)]
+    found = read(json.dumps([{"sensor": readings}]).encode())
+    assert found.metadata is not None
+    battery, *others = found.metadata
+    np.testing.assert_array_equal(battery, [np.nan, np.nan, 88, 7])
+    assert np.isnan(others).all()
+    assert read(json.dumps([{"sensor": readings[:2]}]).encode()).metadata is None
 
 
 def test_a_body_that_ends_anywhere_is_read_up_to_its_last_whole_object() -> None:
@@ -174,7 +186,7 @@ def test_a_number_that_is_read_is_the_one_that_json_reads(value: float) -> None:
     for reading in ({"valor": value}, {"sensor_telemetria": str(value)}):
         found = read(json.dumps([{"sensor": [reading]}]).encode())
         if found.objects:
-            assert repr(found.numbers[0, 0].item()) == repr(float(value))
+            assert repr(found.values[0].item()) == repr(float(value))
 
 
 @pytest.mark.parametrize(

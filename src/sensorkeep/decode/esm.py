@@ -15,6 +15,7 @@ import msgspec
 
 from sensorkeep.decode import scan
 from sensorkeep.decode.esm_columns import EsmColumns
+from sensorkeep.decode.esm_descriptions import describe_equipment, describe_equipment_of
 from sensorkeep.decode.esm_fields import (
     EquipmentFields,
     EsmMeasurement,
@@ -22,7 +23,6 @@ from sensorkeep.decode.esm_fields import (
     SlimReading,
     as_list,
     decode_equipment,
-    decode_fields,
     decode_last_readings,
     decode_measured_equipment,
     decode_slim_equipment,
@@ -68,7 +68,6 @@ class EsmBulkDecoder:
         self._objects = 0
         self._readings = 0
         self._parts: EquipmentInParts | None = None
-        self._scanner: scan.Scanner | None = None
         self._scanned = 0  # readings that it read
         self._unusual = 0  # times that it came upon an object that it does not read
         self._incomplete_end = -1  # byte offset of the window's end within an object, where it came to it
@@ -161,7 +160,7 @@ class EsmBulkDecoder:
         self._count_readings(parts.readings - before)
         self._flush_if_due()
         if parts.finished:
-            self._columns.close(self._objects - 1, self._columns.equipment(parts.fields))
+            self._columns.close(self._objects - 1, self._columns.enter(describe_equipment(parts.fields)))
             self._parts = None
             self._step = self._after_element
         return more
@@ -170,16 +169,12 @@ class EsmBulkDecoder:
         """Take the objects of the window that are usual, by the compiled reader."""
         window = self._window
         end = window.base + len(window.data)
-        if window.available < SCAN_BYTES_MIN or end == self._incomplete_end:
+        if scan.SCANNER is None or window.available < SCAN_BYTES_MIN or end == self._incomplete_end:
             return False
         if self._unusual > SCAN_UNUSUAL_MAX + self._scanned // SCAN_READINGS_AN_UNUSUAL_MIN:
             return False
-        if self._scanner is None:
-            if scan.LIBRARY is None:
-                return False
-            self._scanner = scan.Scanner(scan.LIBRARY)
         data = window.data
-        scanned = self._scanner.scan(data, window.pos)
+        scanned = scan.SCANNER.scan(data, window.pos)
         self._unusual += scanned.unusual
         self._incomplete_end = end if scanned.incomplete else -1
         stretches: list[Stretch] = []
@@ -187,7 +182,7 @@ class EsmBulkDecoder:
         for start, stop, list_start, count in scanned.objects:
             self._count_object()
             self._count_readings(count)
-            equipment = self._columns.equipment(decode_fields(data[start:list_start]))
+            equipment = self._columns.enter(describe_equipment_of(data[start:list_start]))
             spans = scanned.spans[first : first + count]
             stretches.append(
                 Stretch(self._objects - 1, equipment, 0, count, partial(decode_spans, data, spans), scanned.describes)
@@ -279,7 +274,7 @@ class EsmBulkDecoder:
     ) -> None:
         self._count_object()
         self._count_readings(len(readings))
-        equipment = self._columns.equipment(fields)
+        equipment = self._columns.enter(describe_equipment(fields))
         describes = not readings or type(readings[0]) is not SlimReading
         stretch = Stretch(self._objects - 1, equipment, 0, len(readings), read_last, describes, bad or {})
         self._columns.add(stretch, readings)

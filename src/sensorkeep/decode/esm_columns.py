@@ -13,14 +13,14 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from sensorkeep.decode.arrow import ArrowArray
-from sensorkeep.decode.esm_descriptions import describe_equipment, describe_sensor, plain_sensor
-from sensorkeep.decode.esm_fields import EquipmentFields, EsmMeasurement, EsmReading, SlimReading, encode_reading
+from sensorkeep.decode.esm_descriptions import describe_sensor, plain_sensor
+from sensorkeep.decode.esm_fields import EsmMeasurement, EsmReading, SlimReading, encode_reading
 from sensorkeep.decode.esm_measured import Measured, measured_at_once, measured_one_by_one
 from sensorkeep.decode.esm_rows import EsmRows, Stretch, last_of
 from sensorkeep.decode.options import DecodeOptions
 from sensorkeep.decode.scan import Scanned
 from sensorkeep.decode.series import MISSING, UNUSABLE, SeriesIndex, StatusIndex, readings_batch
-from sensorkeep.limits import EXCERPT_CHARS_MAX, EXCERPTS_KEPT_MAX, EXTERNAL_ID_CHARS_MAX
+from sensorkeep.limits import EXCERPT_CHARS_MAX, EXCERPTS_KEPT_MAX
 from sensorkeep.model import READINGS_SCHEMA, DecodedBatch, Equipment, Reason, Rejections, Sensor
 
 Flags = npt.NDArray[np.bool_]
@@ -62,13 +62,10 @@ class EsmColumns:
         self._scans: list[Scanned] = []
         """The readings of `_scanned`; where there are some, there are none in `_rows`."""
 
-    def equipment(self, fields: EquipmentFields) -> Equipment | None:
-        """Enter the description of an equipment; None where it has no usable identity."""
-        text = fields.equipment_id
-        if type(text) is not str or not 0 < len(text) <= EXTERNAL_ID_CHARS_MAX:
-            return None
-        equipment = describe_equipment(text, fields)
-        self._equipment[equipment.uuid] = equipment
+    def enter(self, equipment: Equipment | None) -> Equipment | None:
+        """Enter the description of an equipment, if it has a usable identity; answers it."""
+        if equipment is not None:
+            self._equipment[equipment.uuid] = equipment
         return equipment
 
     @property
@@ -209,9 +206,12 @@ class _Chunk:
         if self._selected is not None:
             keep &= self._selected
         if keep.any():
-            columns: list[ArrowArray] = [measured.series, times, measured.values, measured.status, *measured.metadata]
-            kept = columns if keep.all() else [_filter(column, keep) for column in columns]
-            part.chunks.append(readings_batch(*kept))
+            columns: list[ArrowArray] = [measured.series, times, measured.values, measured.status]
+            columns += measured.metadata or ()
+            series, times, values, status, *metadata = (
+                columns if keep.all() else [_filter(column, keep) for column in columns]
+            )
+            part.chunks.append(readings_batch(series, times, values, status, metadata or None))
             self._describe(measured.series, keep, part.sensors)
         self._reject(part.rejections)
 
@@ -263,8 +263,8 @@ class _Chunk:
         uuids = ["" if one is None else one.uuid for one in equipment]
         identity = self._series_index.identity
         if not any(stretch.describes for stretch in self._stretches):
-            for number, owner in zip(numbers, owners, strict=True):
-                sensors[number] = plain_sensor(*identity(number), uuids[owner])
+            mine = map(plain_sensor, map(identity, numbers), map(uuids.__getitem__, owners))
+            sensors.update(zip(numbers, mine, strict=True))
             return
         for number, owner, reading in zip(numbers, owners, self._readings(rows), strict=True):
             sensors[number] = describe_sensor(*identity(number), uuids[owner], reading)

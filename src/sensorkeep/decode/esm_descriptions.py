@@ -10,8 +10,13 @@ from functools import lru_cache
 from operator import attrgetter
 from typing import Any
 
-from sensorkeep.decode.esm_fields import EquipmentFields, EsmReading, Scalar
-from sensorkeep.limits import DESCRIPTION_REMEMBERED_CHARS_MAX, DESCRIPTIONS_REMEMBERED, TEXT_CHARS_MAX
+from sensorkeep.decode.esm_fields import EquipmentFields, EsmReading, Scalar, decode_fields
+from sensorkeep.limits import (
+    DESCRIPTION_REMEMBERED_CHARS_MAX,
+    DESCRIPTIONS_REMEMBERED,
+    EXTERNAL_ID_CHARS_MAX,
+    TEXT_CHARS_MAX,
+)
 from sensorkeep.model import Equipment, Sensor, canonical_uuid
 
 _sensor_fields = attrgetter("name", "type", "unit", "manufacturer", "model", "firmware", "hardware_id", "via_hub")
@@ -22,13 +27,28 @@ class _TooLongError(Exception):
     """Too long to remember: the memory that takes must be bounded."""
 
 
-def describe_equipment(text: str, fields: EquipmentFields) -> Equipment:
-    """What `fields` say of the equipment that the body calls `text`."""
+def describe_equipment(fields: EquipmentFields) -> Equipment | None:
+    """What `fields` say of their equipment; None where it has no usable identity."""
+    text = fields.equipment_id
+    if type(text) is not str or not 0 < len(text) <= EXTERNAL_ID_CHARS_MAX:
+        return None
     said = _equipment_fields(fields)
     try:
         return _remembered_equipment(text, *said)
     except _TooLongError:
         return _equipment(text, *said)
+
+
+def describe_equipment_of(head: bytes) -> Equipment | None:
+    """The same of an equipment object, from all that comes before the first of its readings."""
+    if len(head) <= DESCRIPTION_REMEMBERED_CHARS_MAX:
+        return _remembered_equipment_of(head)
+    return describe_equipment(decode_fields(head))
+
+
+@lru_cache(DESCRIPTIONS_REMEMBERED)
+def _remembered_equipment_of(head: bytes) -> Equipment | None:
+    return describe_equipment(decode_fields(head))
 
 
 def describe_sensor(uuid: str, text: str, equipment_uuid: str, reading: EsmReading) -> Sensor:
@@ -41,9 +61,9 @@ def describe_sensor(uuid: str, text: str, equipment_uuid: str, reading: EsmReadi
 
 
 @lru_cache(DESCRIPTIONS_REMEMBERED)
-def plain_sensor(uuid: str, text: str, equipment_uuid: str) -> Sensor:
-    """The sensor `uuid`, which the body calls `text` and says nothing else of."""
-    return _sensor(uuid, text, equipment_uuid, *[None] * 8)
+def plain_sensor(identity: tuple[str, str], equipment_uuid: str) -> Sensor:
+    """The sensor with that identity of a SeriesIndex, of which the body says nothing else."""
+    return _sensor(*identity, equipment_uuid, *[None] * 8)
 
 
 def _equipment(

@@ -40,8 +40,8 @@ class Measured:
     """Where a field has a type with which the reading is of no use."""
     no_value: Flags
     """Where there is neither a value nor a status."""
-    metadata: list[Floats]
-    """Battery, RSSI, LQI and battery voltage."""
+    metadata: list[Floats] | None
+    """Battery, RSSI, LQI and battery voltage; None where no reading says any of it."""
 
 
 def measured_one_by_one(rows: EsmRows, status: StatusIndex, naive_timezone: str) -> Measured:
@@ -73,7 +73,7 @@ def measured_at_once(scans: list[Scanned], series: SeriesIndex, status: StatusIn
     kinds = np.concatenate([scan.time_kinds for scan in scans])
     times_us = np.concatenate([scan.times_us for scan in scans])
     localize(times_us, kinds == TIME_NAIVE, naive_timezone)
-    values, *metadata = np.concatenate([scan.numbers for scan in scans], axis=1)
+    values = np.concatenate([scan.values for scan in scans])
     # The index -1, of what is not said, takes the last element.
     codes = np.concatenate([np.array([*status.numbers(scan.statuses), -1], np.int32)[scan.status] for scan in scans])
     nothing = np.zeros(len(values), bool)
@@ -88,8 +88,18 @@ def measured_at_once(scans: list[Scanned], series: SeriesIndex, status: StatusIn
         status=pa.array(codes, mask=codes < 0),
         bad=nothing,
         no_value=np.isnan(values) & (codes < 0),
-        metadata=_believed(metadata),
+        metadata=_metadata(scans),
     )
+
+
+def _metadata(scans: list[Scanned]) -> list[Floats] | None:
+    if all(scan.metadata is None for scan in scans):
+        return None
+    parts = [
+        np.full((len(METADATA_RANGES), len(scan.values)), np.nan) if scan.metadata is None else scan.metadata
+        for scan in scans
+    ]
+    return _believed(np.concatenate(parts, axis=1))
 
 
 def _believed(metadata: Iterable[Floats]) -> list[Floats]:

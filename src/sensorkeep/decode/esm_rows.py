@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -21,8 +21,7 @@ Numbers = npt.NDArray[np.int32]
 ReadLast = Callable[[int], list[EsmReading]]
 
 
-@dataclass(slots=True)
-class Stretch:
+class Stretch(msgspec.Struct):
     """Consecutive readings of one equipment object."""
 
     position: int
@@ -36,7 +35,7 @@ class Stretch:
     """Gives the last n of the readings with all that they say; n > 0."""
     describes: bool = True
     """Whether its readings may say anything of their sensors."""
-    bad: dict[int, bytes] = field(default_factory=dict)
+    bad: dict[int, bytes] = {}
     """Text of the elements that are no usable readings, by index in the stretch; an empty one stands for each."""
 
 

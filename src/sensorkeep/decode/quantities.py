@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -136,17 +135,15 @@ class QuantityColumns:
     ) -> DecodedBatch:
         """All of it."""
         statuses = StatusIndex()
-        nothing = self._metadata.count(NO_METADATA) == len(self._metadata)
-        metadata = [
-            np.full(len(self._rows), math.nan) if nothing else np.array([m[i] for m in self._metadata], np.float64)
-            for i in range(len(NO_METADATA))
-        ]
+        metadata = None
+        if self._metadata.count(NO_METADATA) < len(self._metadata):
+            metadata = [np.array([m[i] for m in self._metadata], np.float64) for i in range(len(NO_METADATA))]
         chunk = readings_batch(
             np.array(self._rows, np.int32),
             np.array(self._times, np.int64),
             np.array(self._values, np.float64),
             statuses.codes(pa.array(self._statuses, pa.string())),
-            *metadata,
+            metadata,
         )
         table = pa.Table.from_batches([statuses.complete(chunk)], READINGS_SCHEMA)
         return DecodedBatch(

@@ -7,6 +7,7 @@ by one and gives the same. `scripts/build_native.sh` builds it.
 from __future__ import annotations
 
 import ctypes
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import numpy.typing as npt
 from sensorkeep.limits import OBJECT_BUFFER_BYTES, SCAN_OBJECTS_MAX, SCAN_READINGS_MAX
 
 _LIBRARY = Path(__file__).with_name("libsensorkeep_scan.so")
-_VERSION = 2
+_VERSION = 3
 
 Floats = npt.NDArray[np.float64]
 Places = npt.NDArray[np.uint32]
@@ -34,7 +35,7 @@ class _Buffers(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("battery", "rssi", "lqi", "battery_voltage")),
         *((name, ctypes.c_void_p) for name in ("objects", "sensor_names", "status_names")),
         *((name, ctypes.c_uint64) for name in ("readings", "object_count", "sensor_count", "status_count")),
-        *((name, ctypes.c_uint8) for name in ("describes", "unusual", "incomplete")),
+        *((name, ctypes.c_uint8) for name in ("describes", "metadata", "unusual", "incomplete")),
     ]
 
 
@@ -56,8 +57,10 @@ class Scanned:
     times_us: npt.NDArray[np.int64]
     time_kinds: npt.NDArray[np.uint8]
     """TIME_MISSING, TIME_NAIVE or TIME_ZONED."""
-    numbers: Floats
-    """One row each for the value, battery, RSSI, LQI and battery voltage; NaN where it is not said."""
+    values: Floats
+    """NaN where there is none, here and in the metadata."""
+    metadata: Floats | None
+    """One row each for battery, RSSI, LQI and battery voltage; None where no reading says any of it."""
     describes: bool
     """Whether the readings say anything of their sensors."""
     unusual: bool
@@ -66,8 +69,8 @@ class Scanned:
     """Whether the text ends in the midst of the next object."""
 
 
-class Scanner:
-    """Room for what is found. Not thread-safe."""
+class Scanner(threading.local):
+    """Room for what is found, of each thread its own."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._scan = library.sensorkeep_scan
@@ -76,10 +79,11 @@ class Scanner:
         self._status = np.empty(SCAN_READINGS_MAX, np.int32)
         self._times_us = np.empty(SCAN_READINGS_MAX, np.int64)
         self._time_kinds = np.empty(SCAN_READINGS_MAX, np.uint8)
-        self._numbers = np.empty((5, SCAN_READINGS_MAX), np.float64)
+        self._values = np.empty(SCAN_READINGS_MAX, np.float64)
+        self._metadata = np.empty((4, SCAN_READINGS_MAX), np.float64)
         self._objects = np.empty((SCAN_OBJECTS_MAX, 4), np.uint32)
         self._names = np.empty((2, SCAN_READINGS_MAX, 2), np.uint32)
-        values, battery, rssi, lqi, battery_voltage = (row.ctypes.data for row in self._numbers)
+        battery, rssi, lqi, battery_voltage = (row.ctypes.data for row in self._metadata)
         self._buffers = _Buffers(
             readings_max=SCAN_READINGS_MAX,
             objects_max=SCAN_OBJECTS_MAX,
@@ -87,7 +91,7 @@ class Scanner:
             sensors=self._sensors.ctypes.data,
             times_us=self._times_us.ctypes.data,
             time_kinds=self._time_kinds.ctypes.data,
-            values=values,
+            values=self._values.ctypes.data,
             statuses=self._status.ctypes.data,
             battery=battery,
             rssi=rssi,
@@ -112,7 +116,8 @@ class Scanner:
             status=self._status[rows].copy(),
             times_us=self._times_us[rows].copy(),
             time_kinds=self._time_kinds[rows].copy(),
-            numbers=self._numbers[:, rows].copy(),
+            values=self._values[rows].copy(),
+            metadata=self._metadata[:, rows].copy() if buffers.metadata else None,
             describes=bool(buffers.describes),
             unusual=bool(buffers.unusual),
             incomplete=bool(buffers.incomplete),
@@ -143,3 +148,4 @@ def _load() -> ctypes.CDLL | None:
 
 LIBRARY = _load()
 """None where bodies are decoded without it."""
+SCANNER = None if LIBRARY is None else Scanner(LIBRARY)

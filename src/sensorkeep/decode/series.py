@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -21,6 +21,7 @@ _canonical = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-
 _STATUS_FIELD = READINGS_SCHEMA.get_field_index("status")
 _WORKING_SCHEMA = READINGS_SCHEMA.set(_STATUS_FIELD, pa.field("status", pa.int32()))
 _TIME_TYPE = READINGS_SCHEMA.field("time").type
+_METADATA_TYPES = [READINGS_SCHEMA.field(name).type for name in ("battery", "rssi", "lqi", "battery_voltage")]
 
 Numbers = npt.NDArray[np.float64]
 
@@ -32,17 +33,17 @@ UNUSABLE = -2
 
 
 @lru_cache(DESCRIPTIONS_REMEMBERED)
-def _uuid_of(text: str) -> str:
-    return text if _canonical(text) else canonical_uuid(text)
+def _identity_of(text: str) -> tuple[str, str]:
+    """(uuid, text)."""
+    return text if _canonical(text) else canonical_uuid(text), text
 
 
 class SeriesIndex:
     """Numbers sensors in the order seen. The body may call one sensor by several texts."""
 
     def __init__(self) -> None:
-        self._by_text = _Texts(self._enter)
-        self._by_uuid: dict[str, int] = {}
         self._identities: list[tuple[str, str]] = []
+        self._by_text = _Texts(self._identities)
 
     def __len__(self) -> int:
         return len(self._identities)
@@ -50,13 +51,6 @@ class SeriesIndex:
     def numbers(self, texts: Iterable[object]) -> list[int]:
         """The number of the sensor that each names; MISSING or UNUSABLE where it names none."""
         return list(map(self._by_text.__getitem__, texts))
-
-    def _enter(self, text: str) -> int:
-        uuid = _uuid_of(text)
-        index = self._by_uuid.setdefault(uuid, len(self._identities))
-        if index == len(self._identities):
-            self._identities.append((uuid, text))
-        return index
 
     def identity(self, index: int) -> tuple[str, str]:
         """(uuid, the first text that named it)."""
@@ -81,16 +75,20 @@ class SeriesIndex:
 class _Texts(dict[object, int]):
     """Numbers by text; a text that is not known yet is entered. Whatever names no sensor is not kept."""
 
-    def __init__(self, enter: Callable[[str], int]) -> None:
+    def __init__(self, identities: list[tuple[str, str]]) -> None:
         super().__init__()
-        self._enter = enter
+        self._identities = identities
+        self._by_uuid: dict[str, int] = {}
 
     def __missing__(self, text: object) -> int:
         if text is None or text == "":
             return MISSING
         if type(text) is not str or len(text) > EXTERNAL_ID_CHARS_MAX:
             return UNUSABLE
-        number = self[text] = self._enter(text)
+        identity = _identity_of(text)
+        number = self[text] = self._by_uuid.setdefault(identity[0], len(self._identities))
+        if number == len(self._identities):
+            self._identities.append(identity)
         return number
 
 
@@ -126,22 +124,22 @@ def readings_batch(
     times_us: npt.NDArray[np.int64],
     values: Numbers,
     status: ArrowArray,
-    battery: Numbers,
-    rssi: Numbers,
-    lqi: Numbers,
-    battery_voltage: Numbers,
+    metadata: Sequence[Numbers] | None,
 ) -> pa.RecordBatch:
-    """Columns as READINGS_SCHEMA, but with `status` as numbers of a StatusIndex. NaN means null."""
-    columns: Sequence[ArrowArray] = [
+    """Columns as READINGS_SCHEMA, but with `status` as numbers of a StatusIndex. NaN means null.
+
+    `metadata` has one each for battery, RSSI, LQI and battery voltage; None where no reading says any of it.
+    """
+    columns: list[ArrowArray] = [
         pa.array(series, pa.int32()),
         pa.array(times_us, pa.int64()).cast(_TIME_TYPE),
         pa.array(values, pa.float64(), from_pandas=True),
         status,
-        _nullable(battery, pa.float32()),
-        _nullable(rssi, pa.int16()),
-        _nullable(lqi, pa.int16()),
-        _nullable(battery_voltage, pa.float32()),
     ]
+    if metadata is None:
+        columns += [pa.nulls(len(series), to) for to in _METADATA_TYPES]
+    else:
+        columns += [_nullable(values, to) for values, to in zip(metadata, _METADATA_TYPES, strict=True)]
     return pa.RecordBatch.from_arrays(columns, schema=_WORKING_SCHEMA)
 
 
