@@ -9,16 +9,17 @@ import enum
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol, TextIO
+from typing import TYPE_CHECKING, Protocol, TextIO
 
 import typer
-from rich import progress as rich_progress
-from rich.console import Console
-from rich.table import Column, Table
-from rich.text import Text
 
 from sensorkeep.clock import Clock, SystemClock
 from sensorkeep.errors import SensorkeepError
+
+if TYPE_CHECKING:
+    from rich import progress as rich_progress
+
+# rich is imported where it draws: a server never does.
 
 PLAIN_PROGRESS_SECONDS = 5.0
 """Time between two progress lines where there is no terminal."""
@@ -125,6 +126,8 @@ class Output:
     def note(self, text: str) -> None:
         """One line for the person who watches, not part of the result."""
         if self._bars is not None:
+            from rich.text import Text
+
             self._bars.console.print(Text(printable(text)))  # above the bar, which is drawn again below it
             return
         self._stderr.write(printable(text) + "\n")
@@ -145,6 +148,10 @@ class Output:
                 self._stdout.write("\t".join(row) + "\n")
             self._stdout.flush()
             return
+        from rich.console import Console
+        from rich.table import Column, Table
+        from rich.text import Text
+
         table = Table(*(Column(name, overflow="fold") for name in columns), title=title)  # never cut: ids are copied
         for row in cells:
             table.add_row(*(Text(cell) for cell in row))
@@ -156,6 +163,9 @@ class Output:
         if not self.terminal:
             yield _PlainReport(self._stderr, description, total, self._clock)
             return
+        from rich import progress as rich_progress
+        from rich.console import Console
+
         columns = (
             rich_progress.TextColumn("{task.description}", markup=False),
             rich_progress.BarColumn(),
