@@ -258,7 +258,8 @@ def test_senders_that_stall_hold_up_nobody(limited: Server, start: bytes) -> Non
 
 def test_a_client_that_leaves_in_the_middle_of_its_body_leaves_nothing_behind(limited: Server) -> None:
     before = limited.settled()
-    files = wait_until(lambda: settled_files(limited))
+    wait_until(lambda: not unfinished(limited))
+    files = stored_payloads(limited)
     start = long_start()
     connections = [open_request(limited, 10 * len(start), start) for _ in range(3)]
     wait_until(lambda: len(stored_payloads(limited)) >= len(files) + 3)  # they are being written
@@ -269,7 +270,6 @@ def test_a_client_that_leaves_in_the_middle_of_its_body_leaves_nothing_behind(li
     assert send_bulk(limited, one_reading("after-they-left")).status_code == 201
 
 
-def settled_files(server: Server) -> list[Path] | None:
-    """The payload files once none is unfinished (those of earlier tests' stalled senders go when they are noticed)."""
-    files = stored_payloads(server)
-    return None if any(".tmp" in path.parts for path in files) else files
+def unfinished(server: Server) -> bool:
+    """Whether a payload is being written (those of earlier tests' stalled senders go when they are noticed)."""
+    return any(".tmp" in path.parts for path in stored_payloads(server))
