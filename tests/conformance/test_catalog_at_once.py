@@ -3,6 +3,7 @@ log in. A Database opened again stands for another process."""
 
 from __future__ import annotations
 
+import random
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -74,6 +75,15 @@ def rejected(count: int) -> Rejections:
     return rejections
 
 
+def end_of_replay(item: Claim) -> Settlement:
+    """The end of the replay of a batch with two readings in quarantine: both are stored."""
+    replay = Claim(
+        batch_id=item.batch_id + "r", wire_format=WireFormat.READINGS, received_us=NOW_US, readings=0,
+        replay_of=item.batch_id,
+    )  # fmt: skip
+    return Settlement(replay, Counts(2), Rejections())
+
+
 def test_gateways_and_workers_at_once_count_every_batch_once(one: Database, other: Database) -> None:
     ledgers = [CatalogLedger(database, CLOCK) for database in (one, other)]
     claims = [claim(number) for number in range(120)]
@@ -100,7 +110,8 @@ def test_gateways_and_workers_at_once_count_every_batch_once(one: Database, othe
     at_once(*receivers, *settlers, lambda: watch(ledgers[0]))
     for seen in begun:
         assert seen.received == seen.stored + seen.quarantined + seen.pending
-    assert ledgers[1].accounting()[1] == Accounting(received=600, stored=480, quarantined=120)
+    assert ledgers[0].accounting()[1] == Accounting(received=600, stored=480, quarantined=120)
+    assert ledgers[1].accounting()[1] == ledgers[0].accounting()[1]
     assert len(ledgers[0].quarantine(None, None, 1000)) == 120
 
 
@@ -119,7 +130,8 @@ def test_ends_that_overtake_their_receipts_meet_no_deadlock(one: Database, other
     at_once(
         lambda: receive(3), lambda: receive(5), lambda: settle(ledgers[0], 1), lambda: settle(ledgers[1], -1)
     )  # fmt: skip
-    assert ledgers[1].accounting()[1] == Accounting(received=2000, stored=2000)
+    assert ledgers[0].accounting()[1] == Accounting(received=2000, stored=2000)
+    assert ledgers[1].accounting()[1] == ledgers[0].accounting()[1]
 
 
 def test_replays_and_ends_of_the_same_batches_at_once_end_without_a_deadlock(one: Database, other: Database) -> None:
@@ -128,18 +140,9 @@ def test_replays_and_ends_of_the_same_batches_at_once_end_without_a_deadlock(one
     ledgers[0].settle([Settlement(item, Counts(3), rejected(2)) for item in claims])
 
     def replay(ledger: CatalogLedger, mine: list[Claim]) -> None:
-        replays = []
         for item in mine:
             ledger.reopen(item.batch_id, item.batch_id + "r")
-            replays.append(claim(0, 0, replay_of=item.batch_id))
-        settlements = [
-            Settlement(
-                Claim(batch_id=item.batch_id + "r", wire_format=WireFormat.READINGS, received_us=NOW_US, readings=0,
-                      replay_of=item.batch_id), Counts(2), Rejections(),
-            )
-            for item in mine
-        ]  # fmt: skip
-        ledger.settle(settlements)
+        ledger.settle([end_of_replay(item) for item in mine])
 
     def settle_again(ledger: CatalogLedger) -> None:
         for _ in range(10):
@@ -152,6 +155,26 @@ def test_replays_and_ends_of_the_same_batches_at_once_end_without_a_deadlock(one
         lambda: settle_again(ledgers[1]),
     )
     assert ledgers[0].accounting()[1] == Accounting(received=200, stored=200)
+
+
+def test_ends_and_replays_that_are_settled_together_meet_no_deadlock(one: Database, other: Database) -> None:
+    ledgers = [CatalogLedger(database, CLOCK) for database in (one, other)]
+    for number in range(12):  # each claim is delivered to both workers, in any order
+        claims = [claim(30 * number + i) for i in range(30)]
+        ends = [Settlement(item, Counts(3), rejected(2)) for item in claims]
+        ledgers[0].settle(ends)
+        for item in claims:
+            ledgers[0].reopen(item.batch_id, item.batch_id + "r")
+        both = ends + [end_of_replay(item) for item in claims]
+
+        def settle(ledger: CatalogLedger, seed: int, both: list[Settlement] = both) -> None:
+            mixed = random.Random(seed).sample(both, len(both))
+            for start in range(0, len(mixed), 20):
+                ledger.settle(mixed[start : start + 20])
+
+        at_once(*(lambda ledger=ledger, seed=2 * number + i: settle(ledger, seed) for i, ledger in enumerate(ledgers)))
+    for ledger in ledgers:
+        assert ledger.accounting()[1] == Accounting(received=1800, stored=1800)
 
 
 def test_of_two_replays_of_a_batch_in_two_processes_one_runs(one: Database, other: Database) -> None:

@@ -167,12 +167,12 @@ class CatalogLedger:
                 first_ends.setdefault(settlement.claim.batch_id, settlement)
             else:
                 replays_of.append((settlement.claim.replay_of, settlement))
-        # Two workers lock rows in the same order.
-        replays_of.sort(key=lambda replay: replay[0])
+        replays_of.sort(key=lambda replay: (replay[0], replay[1].claim.batch_id))
+        ids = sorted(first_ends.keys() | {batch_id for batch_id, _ in replays_of})
 
         def end(connection: sa.Connection, entered: Change | None = None) -> None:
-            rows = dict(rows_of(connection, sorted(first_ends)))
-            if entered is None and len(rows) < len(first_ends):
+            rows = dict(rows_of(connection, ids))
+            if entered is None and first_ends.keys() - rows.keys():
                 raise _Lost
             change = (entered or Change()).plus(self._settle_batches(connection, first_ends, rows))
             for batch_id, settlement in replays_of:
@@ -301,7 +301,7 @@ class CatalogLedger:
         for batch_id, settlement in ends.items():
             row = rows.get(batch_id)
             if row is None or row.state != "accepted" or row.replay_id is not None:
-                continue  # settled before, and maybe forgotten since
+                continue  # settled before; one without a row was purged since it was found to be known
             end = end_of_batch(settlement, row.readings, row.quarantined, row.pending)
             updates.append(ended_row(batch_id, end, now_us, claim_to_keep(settlement.claim, end)))
             change = change.plus(end.change)
