@@ -45,7 +45,8 @@ OBJECT_PART_BYTES = 256 * KIB
 SCAN_BYTES_MIN = 16 * KIB
 """With less JSON the compiled reader costs more than it saves: it needs room for its columns."""
 SCAN_READINGS_MAX = 16_384
-"""Readings that the compiled reader takes in one call, at most: what a window of usual length holds, several times."""
+"""Readings that the compiled reader takes in one call, at most: what a window of usual length holds, several times.
+Each thread that ever used it keeps the room for them, 1.4 MB."""
 SCAN_OBJECTS_MAX = 4_096
 SCAN_UNUSUAL_MAX = 3
 SCAN_READINGS_AN_UNUSUAL_MIN = 512
@@ -62,9 +63,10 @@ DECODE_SKIM_BYTES_MIN = 4 * KIB
 """An equipment object shorter than this is decoded with all its descriptions at once: it has few readings, and those
 of the last one of each sensor are needed."""
 DESCRIPTIONS_REMEMBERED = 20_000
-"""Descriptions of sensors, and as many of equipment, kept from one bulk request to the next; some 20 MB each."""
+"""Kept from one bulk request to the next: so many descriptions of sensors, of equipment, heads of equipment objects,
+and names of sensors; 10 to 20 MB each where all differ."""
 DESCRIPTION_REMEMBERED_CHARS_MAX = 400
-"""Longer descriptions are not kept so."""
+"""Longer descriptions are not kept so, nor heads of more bytes."""
 ERRORS_REPORTED_MAX = 20
 """Per-reading errors listed in an answer; all of them are in the quarantine."""
 EXCERPTS_KEPT_MAX = 10_000
@@ -221,7 +223,7 @@ POSTGRES_LOCK_SECONDS_MAX = 20
 POSTGRES_READ_SECONDS_MAX = 30
 """Longest run of one statement of a read: a client waits for it."""
 POSTGRES_STATEMENT_SECONDS_MAX = 60
-"""Longest run of any other statement; 200,000 readings are written in a few seconds."""
+"""Longest run of any other statement; GATHER_READINGS_MAX readings are written in a few seconds."""
 POSTGRES_REFRESH_SECONDS_MAX = 600
 """Longest refresh of a day in TimescaleDB's aggregates: some seconds for a thousand sensors."""
 POSTGRES_ANSWER_GRACE_SECONDS = 5
@@ -250,15 +252,17 @@ POSTGRES_BATCHES_PRUNED_MAX = 10_000
 """Batch ids forgotten at once."""
 
 # --- worker -------------------------------------------------------------------------------------------------------
-DUCKDB_ROW_GROUP = 122_880
+DUCKDB_ROW_GROUP_ROWS = 122_880
 """Rows that DuckDB compresses together."""
-GATHER_READINGS_MAX = 2 * DUCKDB_ROW_GROUP
-"""Readings written in one transaction. DuckDB compresses a full row group as it is written, and what is left over at
-the next checkpoint, together with its neighbours where fewer row groups can hold them all. With more than a row group
-and a half at a time they cannot, and a reading costs a third less than with somewhat fewer (measured from 180,000 on).
+GATHER_READINGS_MAX = 2 * DUCKDB_ROW_GROUP_ROWS
+"""Readings written in one transaction, and one claim more where that comes during the wait.
+
+DuckDB compresses a full row group as it is written, and what is left over at the next checkpoint, together with its
+neighbours where fewer row groups can hold them all. With more than a row group and a half at a time they cannot, and a
+reading costs a third less than with somewhat fewer (measured from 180,000 on).
 """
-GATHER_READINGS_ENOUGH = 3 * DUCKDB_ROW_GROUP // 2
-"""With so many the worker waits for no more: the next claim may well be there and not fit."""
+GATHER_READINGS_ENOUGH = 3 * DUCKDB_ROW_GROUP_ROWS // 2
+"""With so many the worker waits for no more."""
 GATHER_CLAIMS_MAX = 2_000
 """Claims taken at once, so that a flood of tiny claims does not make one endless transaction."""
 GATHER_SECONDS = 1.0
@@ -553,7 +557,7 @@ DAY_CLOSE_DAYS = 3
 RUN_READINGS_MIN = 50_000
 """Readings of one day written together that are put in (sensor, time) order first: a sensor of a day is then found in
 some thirty places at most."""
-RUN_READINGS_MAX = 245_760
+RUN_READINGS_MAX = 2 * DUCKDB_ROW_GROUP_ROWS
 """Readings of a closed day put in order in one transaction, some 0.1 s long: two of DuckDB's row groups."""
 RETENTION_QUIET_SECONDS = 24 * 3600
 """A day past the raw retention is kept until nothing was written to it for this long, so that a backfill stays exact

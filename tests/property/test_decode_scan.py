@@ -135,6 +135,14 @@ def test_times_without_an_offset_are_those_of_the_zone(body: bytes, zone: str) -
     assert outcome(body, True, options) == outcome(body, False, options)
 
 
+@pytest.mark.parametrize("chars", [1, 250, 300, 350, 1000])
+def test_equipment_with_a_name_of_any_length_is_described(chars: int) -> None:
+    sensor = [{"sensor_uuid": "s", "valor": 1}]
+    objects = [{"equip_uuid": f"e{i % 2}", "equip_nome": chr(97 + i) * chars, "sensor": sensor} for i in range(3)]
+    body = json.dumps([*objects, objects[0]]).encode()
+    assert outcome(body, scanned=True) == outcome(body, scanned=False)
+
+
 def read(body: bytes) -> scan.Scanned:
     assert scan.LIBRARY is not None
     return scan.Scanner(scan.LIBRARY).scan(body, 1)

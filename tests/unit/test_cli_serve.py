@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -17,6 +19,21 @@ from sensorkeep.cli.serve import run
 from sensorkeep.config import Config
 
 WAIT_SECONDS = 20.0
+
+
+def test_a_server_imports_nothing_that_it_does_without() -> None:
+    program = """
+import contextlib, sys
+sys.argv = ["sensorkeep", "--version"]
+from sensorkeep.cli import main, without
+with contextlib.suppress(SystemExit):
+    main()
+with without("pandas"):
+    import sensorkeep.app.application
+print(sorted({"rich", "pandas"} & sys.modules.keys()))
+"""
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert said.stdout.splitlines()[-1] == "[]"
 
 
 class FakeWorker:

@@ -348,15 +348,18 @@ def test_it_has_caught_up_once_what_waited_is_settled(pipeline: Pipeline) -> Non
     assert totals(pipeline).pending == 0
 
 
-def test_a_worker_that_is_behind_waits_for_nothing_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("readings", "taken"), [(4, 2), (7, 1)])
+def test_a_worker_that_is_behind_waits_for_nothing_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, readings: int, taken: int
+) -> None:
     monkeypatch.setattr(limits, "GATHER_READINGS_MAX", 10)
     monkeypatch.setattr(limits, "GATHER_READINGS_ENOUGH", 8)
     pipeline = Pipeline(tmp_path, ManualClock(START_US), settings=PipelineSettings(gather_seconds=3600.0))
     try:
         pipeline.worker.caught_up.set()
         for number in range(3):
-            send(pipeline, 4 * number, 4)
-        assert pipeline.worker.round() == 2  # or it would wait an hour for one of two readings
+            send(pipeline, readings * number, readings)
+        assert pipeline.worker.round() == taken  # or it would wait an hour for what does not fit
     finally:
         pipeline.close()
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import chain, groupby
+from itertools import chain
 from operator import attrgetter
 from typing import Any
 
@@ -42,39 +42,35 @@ def newest_readings(batch: DecodedBatch) -> Sequence[LatestReading]:
 
 def newest_of(batches: Sequence[DecodedBatch]) -> list[LatestReading]:
     """The same of several batches, in the order accepted: of one time, the last reading of the last batch stands."""
+    others = _newest_together([batch for batch in batches if batch.newest is None])
     newest: dict[str, LatestReading] = {}
-    for picked, run in groupby(batches, lambda batch: batch.newest is not None):
-        mine = list(run)
-        found = chain.from_iterable(map(newest_readings, mine)) if picked else _newest_together(mine)
-        for reading in found:
+    for batch in batches:
+        for reading in next(others) if batch.newest is None else batch.newest:
             known = newest.get(reading.sensor_uuid)
             if known is None or reading.time_us >= known.time_us:
                 newest[reading.sensor_uuid] = reading
     return list(newest.values())
 
 
-def _newest_together(batches: Sequence[DecodedBatch]) -> list[LatestReading]:
-    batches = [batch for batch in batches if batch.readings.num_rows]
+def _newest_together(batches: Sequence[DecodedBatch]) -> Iterator[list[LatestReading]]:
+    """Of each batch, the readings that are the newest of all: at once for all, since there may be thousands."""
     if not batches:
-        return []
+        return
     shared = {id(batch.sensors): batch.sensors for batch in batches}.values()
     uuids = {id(sensors): list(map(_uuid, sensors)) for sensors in shared}
     names = list(dict.fromkeys(chain.from_iterable(uuids.values())))
     number_of = dict(zip(names, range(len(names)), strict=True)).__getitem__
     numbers = {key: np.fromiter(map(number_of, own), np.int64, len(own)) for key, own in uuids.items()}
-    sensor = np.concatenate([numbers[id(b.sensors)][b.readings["series"].to_numpy()] for b in batches])
+    sensor = np.concatenate([numbers[id(batch.sensors)][batch.readings["series"].to_numpy()] for batch in batches])
     time_us = np.concatenate([_times(batch) for batch in batches])
     rows = _newest_rows(sensor, time_us, len(names))
+    by_row = np.argsort(rows)
     starts = np.cumsum([0, *(batch.readings.num_rows for batch in batches)])
-    found: list[LatestReading | None] = [None] * len(names)
-    for batch, start, end in zip(batches, starts[:-1].tolist(), starts[1:].tolist(), strict=True):
-        mine = np.flatnonzero((rows >= start) & (rows < end))
-        columns = _columns(batch.readings, rows[mine] - start)
-        numbers_of_mine = mine.tolist()
-        readings = map(LatestReading, [names[number] for number in numbers_of_mine], *columns)
-        for number, reading in zip(numbers_of_mine, readings, strict=True):
-            found[number] = reading
-    return [reading for reading in found if reading is not None]
+    places = np.searchsorted(rows[by_row], starts).tolist()
+    for batch, start, first, last in zip(batches, starts.tolist(), places, places[1:], strict=False):
+        mine = by_row[first:last]
+        found = [names[number] for number in mine.tolist()]
+        yield list(map(LatestReading, found, *_columns(batch.readings, rows[mine] - start))) if found else []
 
 
 def _times(batch: DecodedBatch) -> Integers:

@@ -155,7 +155,7 @@ def _places_of_repeated(keys: Integers) -> Integers:
     slots = (keys.view(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(64 - bits)
     numbers = np.arange(len(keys), dtype=np.int32)
     table = np.empty(1 << bits, np.int32)
-    table[slots] = numbers  # the last one of each slot stands
+    table[slots] = numbers  # one of each slot stands
     holders = table[slots]
     others = np.flatnonzero(holders != numbers)
     same = keys[others] == keys[holders[others]]

@@ -172,9 +172,11 @@ class Worker:
     def _gather(self, wait_seconds: float) -> list[Delivery]:
         self._hurry.clear()
         taken = self._queue.fetch(limits.GATHER_CLAIMS_MAX, limits.GATHER_READINGS_MAX, wait_seconds)
-        room = limits.GATHER_READINGS_MAX - sum(d.claim.readings for d in taken)
-        enough = limits.GATHER_READINGS_MAX - room >= limits.GATHER_READINGS_ENOUGH
-        patient = taken and self.caught_up.is_set() and not any(d.claim.urgent for d in taken)
+        readings = sum(delivery.claim.readings for delivery in taken)
+        room = limits.GATHER_READINGS_MAX - readings
+        # Where another one like the last would not fit, it may well be waiting.
+        enough = not taken or readings >= limits.GATHER_READINGS_ENOUGH or taken[-1].claim.readings > room
+        patient = self.caught_up.is_set() and not any(delivery.claim.urgent for delivery in taken)
         if patient and not enough and self._settings.gather_seconds:
             self._hurry.wait(self._settings.gather_seconds)
             with contextlib.suppress(Unavailable):  # what is taken goes on; the next round meets the failure again
