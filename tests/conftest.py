@@ -42,7 +42,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items
         if (item.get_closest_marker("distributed") is not None) is wanted
         and (item.get_closest_marker("timescaledb") is None or has_timescale())
-        and (item.get_closest_marker("compiled") is None or scan.LIBRARY is not None)
+        and (item.get_closest_marker("compiled") is None or scan.SCANNER is not None)
     ]
     if len(kept) < len(items):
         config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
@@ -53,7 +53,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     if config.getoption("--distributed"):
         said = "ran against it" if has_timescale() else f"did not run against it: {TIMESCALE_URL} is not set"
         terminalreporter.write_line(f"TimescaleDB: the tests {said}")
-    elif scan.LIBRARY is None:
+    elif scan.SCANNER is None:
         terminalreporter.write_line(
             "The compiled reader of bulk bodies was not tested: scripts/build_native.sh says why"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 from sensorkeep.clock import ManualClock
 from sensorkeep.model import Claim, WireFormat
@@ -15,22 +16,15 @@ CLOCK = ManualClock(NOW_US)
 def at_once(*acts: Callable[[], None]) -> None:
     """Run them at the same time. The first error is raised."""
     barrier = threading.Barrier(len(acts))
-    errors: list[Exception] = []
 
     def run(act: Callable[[], None]) -> None:
         barrier.wait()
-        try:
-            act()
-        except Exception as error:  # noqa: BLE001 - raised below
-            errors.append(error)
+        act()
 
-    threads = [threading.Thread(target=run, args=(act,)) for act in acts]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]
+    with ThreadPoolExecutor(len(acts)) as threads:
+        running = [threads.submit(run, act) for act in acts]
+    for ended in running:
+        ended.result()
 
 
 def claim(number: int, readings: int = 5, **more: object) -> Claim:

@@ -144,8 +144,8 @@ def test_equipment_with_a_name_of_any_length_is_described(chars: int) -> None:
 
 
 def read(body: bytes) -> scan.Scanned:
-    assert scan.LIBRARY is not None
-    return scan.Scanner(scan.LIBRARY).scan(body, 1)
+    assert scan.SCANNER is not None
+    return scan.SCANNER.scan(body, 1)
 
 
 @pytest.mark.parametrize("separators", [(",", ":"), None, (" ,\n", "\t: ")])

@@ -47,7 +47,6 @@ from sensorkeep.limits import LEDGER_PORTION_ROWS, PURGE_PORTION_ROWS, RECEIPTS_
 from sensorkeep.model import Claim
 
 _TOTALS = Change._fields
-_BATCH_ID = itemgetter(0)
 
 # Constant texts: these two are asked for by every query and every dashboard.
 _SELECT_TOTALS = f"SELECT {', '.join(_TOTALS)} FROM ledger WHERE id = 1"  # noqa: S608 - built from constants
@@ -140,7 +139,7 @@ class CatalogLedger:
     def _enter_first(self, count: int) -> None:
         if not count:
             return
-        rows = sorted(self._receipts[:count], key=_BATCH_ID)
+        rows = sorted(self._receipts[:count], key=itemgetter(0))
         if self._enter_alone is not None:
             with self._database.alone() as connection:
                 self._enter_alone.run(connection, rows)
@@ -180,8 +179,8 @@ class CatalogLedger:
             self._change(connection, change)
 
         def enter_and_end(connection: sa.Connection) -> None:
-            receipts = [received_row(Receipt(settlement.claim, 0)) for settlement in first_ends.values()]
-            end(connection, self._enter_unknown(connection, sorted(receipts, key=_BATCH_ID)))
+            receipts = [received_row(Receipt(first_ends[batch_id].claim, 0)) for batch_id in sorted(first_ends)]
+            end(connection, self._enter_unknown(connection, receipts))
 
         try:
             self._database.transact(end)

@@ -65,7 +65,7 @@ def _disk(path: Path) -> Finding:
 
 
 def _decoder() -> Finding:
-    if scan.LIBRARY is None:
+    if scan.SCANNER is None:
         return "decoder", "ok", "in Python; the compiled one takes less of the processor: scripts/build_native.sh"
     return "decoder", "ok", "compiled"
 

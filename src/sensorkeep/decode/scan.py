@@ -146,6 +146,6 @@ def _load() -> ctypes.CDLL | None:
     return library
 
 
-LIBRARY = _load()
+_library = _load()
+SCANNER = None if _library is None else Scanner(_library)
 """None where bodies are decoded without it."""
-SCANNER = None if LIBRARY is None else Scanner(LIBRARY)
