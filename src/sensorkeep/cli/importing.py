@@ -314,56 +314,67 @@ def _print_result(path: Path, options: ImportOptions, result: ImportResult, outp
         output.line(f"{path}: the refused rows and why are in {refused}")
 
 
+Files = Annotated[
+    list[Path],
+    typer.Argument(
+        help="CSV, JSON or JSONL files, each also .gz; with --everything the directory of an export.",
+        show_default=False,
+    ),
+]
+Columns = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--map",
+        help="TARGET=COLUMN; a target is time, sensor_id, quantity, value, status, battery, rssi, lqi, "
+        "battery_voltage, or the name of a quantity. Repeat it.",
+    ),
+]
+SensorId = Annotated[str | None, typer.Option(help="The sensor of every row.")]
+SensorIdColumn = Annotated[str | None, typer.Option(help="The column that names the sensor.")]
+Quantity = Annotated[str | None, typer.Option(help="What the column `value` measures.")]
+Timezone = Annotated[
+    str | None, typer.Option(help="IANA zone of times without one (default: the server's naive time zone).")
+]
+TimeFormat = Annotated[
+    str | None, typer.Option(help="A strptime pattern, epoch, epoch_ms or epoch_us (default: ISO 8601).")
+]
+Format = Annotated[FileFormat | None, typer.Option("--format", help="Format of the files (default: told by the name).")]
+Encoding = Annotated[str, typer.Option(help="Text encoding of CSV files.")]
+Delimiter = Annotated[str | None, typer.Option(help="CSV delimiter (default: found in the header).")]
+Backfill = Annotated[bool, typer.Option("--backfill", help="Allow readings older than the raw retention (admin).")]
+BatchRows = Annotated[int, typer.Option(min=1, max=READINGS_PER_GENERAL_REQUEST_MAX, help="Rows per request.")]
+StateDirectory = Annotated[
+    Path | None,
+    typer.Option(
+        help="Directory of the state and refused files (default: beside each input).",
+        file_okay=False,
+        exists=True,
+    ),
+]
+Wait = Annotated[float, typer.Option(min=0, help="Seconds to wait at the end for the counts.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Read everything, send nothing.")]
+
+
 def import_command(
-    files: Annotated[
-        list[Path],
-        typer.Argument(
-            help="CSV, JSON or JSONL files, each also .gz; with --everything the directory of an export.",
-            show_default=False,
-        ),
-    ],
+    files: Files,
     url: common.Url = DEFAULT_URL,
     api_key: common.ApiKey = None,
     username: common.Username = None,
     password: common.Password = None,
-    columns: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--map",
-            help="TARGET=COLUMN; a target is time, sensor_id, quantity, value, status, battery, rssi, lqi, "
-            "battery_voltage, or the name of a quantity. Repeat it.",
-        ),
-    ] = None,
-    sensor_id: Annotated[str | None, typer.Option(help="The sensor of every row.")] = None,
-    sensor_id_column: Annotated[str | None, typer.Option(help="The column that names the sensor.")] = None,
-    quantity: Annotated[str | None, typer.Option(help="What the column `value` measures.")] = None,
-    timezone: Annotated[
-        str | None, typer.Option(help="IANA zone of times without one (default: the server's naive time zone).")
-    ] = None,
-    time_format: Annotated[
-        str | None, typer.Option(help="A strptime pattern, epoch, epoch_ms or epoch_us (default: ISO 8601).")
-    ] = None,
-    file_format: Annotated[
-        FileFormat | None, typer.Option("--format", help="Format of the files (default: told by the name).")
-    ] = None,
-    encoding: Annotated[str, typer.Option(help="Text encoding of CSV files.")] = "utf-8",
-    delimiter: Annotated[str | None, typer.Option(help="CSV delimiter (default: found in the header).")] = None,
-    backfill: Annotated[
-        bool, typer.Option("--backfill", help="Allow readings older than the raw retention (admin).")
-    ] = False,
-    batch: Annotated[
-        int, typer.Option(min=1, max=READINGS_PER_GENERAL_REQUEST_MAX, help="Rows per request.")
-    ] = READINGS_PER_GENERAL_REQUEST_MAX,
-    state: Annotated[
-        Path | None,
-        typer.Option(
-            help="Directory of the state and refused files (default: beside each input).",
-            file_okay=False,
-            exists=True,
-        ),
-    ] = None,
-    wait: Annotated[float, typer.Option(min=0, help="Seconds to wait at the end for the counts.")] = SETTLE_SECONDS,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Read everything, send nothing.")] = False,
+    columns: Columns = None,
+    sensor_id: SensorId = None,
+    sensor_id_column: SensorIdColumn = None,
+    quantity: Quantity = None,
+    timezone: Timezone = None,
+    time_format: TimeFormat = None,
+    file_format: Format = None,
+    encoding: Encoding = "utf-8",
+    delimiter: Delimiter = None,
+    backfill: Backfill = False,
+    batch: BatchRows = READINGS_PER_GENERAL_REQUEST_MAX,
+    state: StateDirectory = None,
+    wait: Wait = SETTLE_SECONDS,
+    dry_run: DryRun = False,
     everything: common.Everything = False,
     config_file: common.ArchiveConfig = None,
     data_dir: common.ArchiveDataDir = None,
