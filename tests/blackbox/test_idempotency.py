@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import json
+import random
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +14,10 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+import zstandard
 from harness import API_KEY, Server, esm_equipment, esm_reading, hours_ago, new_uuid, problem, wait_until
+
+from sensorkeep.limits import BULK_WHOLE_BYTES_MAX
 
 
 def batch() -> list[object]:
@@ -28,6 +34,17 @@ def same(first: httpx.Response, again: httpx.Response) -> None:
     assert again.headers["location"] == first.headers["location"]
     assert "idempotency-replayed" not in first.headers
     assert again.headers["idempotency-replayed"] == "true"
+
+
+def packed(content: bytes) -> list[tuple[str, bytes]]:
+    """(encoding, body): one content as different clients send it, or one client that packs it anew to send it again."""
+    return [
+        ("gzip", gzip.compress(content, 9, mtime=0)),
+        ("gzip", gzip.compress(content, 9, mtime=1)),
+        ("x-gzip", gzip.compress(content[:10]) + gzip.compress(content[10:])),
+        ("zstd", zstandard.compress(content)),
+        ("identity", content),
+    ]
 
 
 @contextmanager
@@ -53,6 +70,42 @@ def test_the_same_key_and_body_give_the_first_answer_again_and_store_nothing(ser
     before = server.settled()
     same(first, send(server, key, body))
     assert server.settled() == before
+
+
+def streamed_batch() -> bytes:
+    """A body that the server does not read at once, packed either."""
+    noise = base64.b64encode(random.Random(7).randbytes(2 * BULK_WHOLE_BYTES_MAX)).decode()
+    return json.dumps([*batch(), {"noise": noise, "sensor": []}]).encode()
+
+
+CONTENTS = {
+    "bulk": ("/telemetry/bulk", json.dumps(batch()).encode()),
+    "bulk, streamed": ("/telemetry/bulk", streamed_batch()),
+    "readings": ("/readings", b'{"sensor_id": "packed", "values": {"a": 1}}'),
+    "temperature": ("/temperature_reading", b'{"sensor_id": "packed", "temperature": 1.0}'),
+}
+
+
+def send_packed(server: Server, path: str, key: str, encoding: str, body: bytes) -> httpx.Response:
+    headers = {"Content-Type": "application/json", "Content-Encoding": encoding, "Idempotency-Key": key}
+    return server.client.post(path, content=body, headers=headers)
+
+
+@pytest.mark.parametrize(("path", "content"), CONTENTS.values(), ids=CONTENTS)
+def test_the_same_content_is_the_same_body_however_it_is_packed(server: Server, path: str, content: bytes) -> None:
+    key = new_uuid()
+    first, *again = (send_packed(server, path, key, encoding, body) for encoding, body in packed(content))
+    assert first.status_code == 201, first.text
+    assert {(answer.status_code, answer.content) for answer in again} == {(201, first.content)}, again[0].text
+
+
+@pytest.mark.parametrize(("path", "content"), CONTENTS.values(), ids=CONTENTS)
+def test_a_body_sent_again_is_checked_like_the_first(server: Server, path: str, content: bytes) -> None:
+    key, body = new_uuid(), gzip.compress(content)
+    assert send_packed(server, path, key, "gzip", body).status_code == 201
+    problem(send_packed(server, path, key, "gzip", gzip.compress(content + b" ")), 422, "idempotency_mismatch")
+    problem(send_packed(server, path, key, "gzip", body[:-5]), 400, "bad_encoding")
+    assert send_packed(server, path, key, "gzip", body).status_code == 201
 
 
 def test_the_same_key_with_another_body_is_a_422(server: Server) -> None:

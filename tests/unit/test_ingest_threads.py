@@ -31,7 +31,7 @@ class HangingAcceptor:
         self.answers = threading.Event()
         self.begun: list[bytes] = []
 
-    def bulk(self, chunks: Iterable[bytes], *_: object) -> None:
+    def bulk(self, chunks: Iterable[bytes], **_: object) -> None:
         chunks = iter(chunks)
         self.begun.append(next(chunks)[:8])
         self.answers.wait(DEADLINE_SECONDS)

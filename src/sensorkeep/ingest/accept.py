@@ -6,6 +6,7 @@ the threads of its caller.
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -97,8 +98,11 @@ class Acceptor:
         self.settings = settings
         self._decoding = threading.BoundedSemaphore(decoders)
 
-    def bulk(self, chunks: Iterable[bytes], encoding: str, sender: Sender) -> Accepted:
-        """Accept the bulk form from `chunks` of the body as sent, with `encoding` its Content-Encoding.
+    def bulk(
+        self, chunks: Iterable[bytes], encoding: str, sender: Sender, digest: hashlib._Hash | None = None
+    ) -> Accepted:
+        """Accept the bulk form from `chunks` of the body as sent, with `encoding` its Content-Encoding. `digest` is
+        fed with the body's content.
 
         Raises InvalidInput and LimitExceeded as SPEC section 3 says, Unavailable where it cannot be made durable;
         nothing is kept then, unless it is Uncertain: then the payload is, and the batch may be stored after all.
@@ -106,7 +110,7 @@ class Acceptor:
         options = self.options(sender)
         batch_id = self._ids.new()
         key = object_key(options.received_us, batch_id)
-        body = _BulkBody(chunks, encoding, options, self.settings, self._decoding)
+        body = _BulkBody(chunks, encoding, options, self.settings, self._decoding, digest)
         self._object_store.put(key, body.stored())
         batch = body.batch
         claim = self._claim(batch_id, WireFormat.ESM_BULK, batch, options, sender, object_key=key)
@@ -125,6 +129,19 @@ class Acceptor:
         payload = body if key is None else None
         claim = self._claim(batch_id, WireFormat.READINGS, batch, options, sender, object_key=key, payload=payload)
         return self._accept(claim, batch, len(body))
+
+    def content_sha256(self, chunks: Iterable[bytes], encoding: str, sender: Sender) -> str:
+        """The SHA-256 of a body's content, in hexadecimal digits. The same content has the same, however it is packed:
+        the header of gzip alone has a time in it (RFC 1952 section 2.3). Takes and raises what `bulk` does, for
+        encodings and sizes."""
+        digest = hashlib.sha256()
+        inflater = make_inflater(encoding, self.options(sender))
+        for chunk in _within(chunks, self.settings.max_wire_bytes):
+            for piece in inflater.feed(chunk):
+                digest.update(piece)
+        for piece in inflater.finish():
+            digest.update(piece)
+        return digest.hexdigest()
 
     def gathered(self, entries: tuple[Entry, ...], sender: Sender) -> str:
         """Accept single readings, checked and parsed; see ingest/gather.py. Returns the batch id."""
@@ -276,12 +293,13 @@ class _BulkBody:
         options: DecodeOptions,
         settings: IngestSettings,
         decoding: threading.BoundedSemaphore,
+        digest: hashlib._Hash | None,
     ) -> None:
-        self._chunks = chunks
-        self._limit = settings.max_wire_bytes
+        self._chunks = _within(chunks, settings.max_wire_bytes)
         self._decoding = decoding
         self._inflater = make_inflater(encoding, options)
         self._decoder = EsmBulkDecoder(options)
+        self._digest = digest
         self._compressor = None if encoding in ("gzip", "x-gzip") else isal_zlib.compressobj(1, wbits=31)
         self.wire_bytes = 0
         self.batch: DecodedBatch
@@ -290,8 +308,6 @@ class _BulkBody:
         """The bytes to store. Raises where the body is not usable, so that nothing is stored."""
         for chunk in self._chunks:
             self.wire_bytes += len(chunk)
-            if self.wire_bytes > self._limit:
-                raise LimitExceeded(f"the body is larger than {self._limit} bytes (SENSORKEEP_MAX_WIRE_BYTES)")
             with self._decoding:
                 compressed = self._decode(self._inflater.feed(chunk))
             yield compressed if self._compressor is not None else chunk
@@ -306,9 +322,21 @@ class _BulkBody:
         compressed = b""
         for piece in pieces:
             self._decoder.feed(piece)
+            if self._digest is not None:
+                self._digest.update(piece)
             if self._compressor is not None:
                 compressed += self._compressor.compress(piece)
         return compressed
+
+
+def _within(chunks: Iterable[bytes], size_max: int) -> Iterator[bytes]:
+    """The chunks. Raises LimitExceeded at the first with which they are more than `size_max` bytes."""
+    size = 0
+    for chunk in chunks:
+        size += len(chunk)
+        if size > size_max:
+            raise LimitExceeded(f"the body is larger than {size_max} bytes (SENSORKEEP_MAX_WIRE_BYTES)")
+        yield chunk
 
 
 def reading_errors(batch: DecodedBatch) -> list[dict[str, object]]:

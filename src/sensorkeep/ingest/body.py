@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
@@ -27,8 +26,6 @@ class BodyReader:
         self._end_at = asyncio.get_running_loop().time() + limits.BODY_SECONDS_MAX
         self.complete = False
         """Whether the last chunk was read."""
-        self.digest: hashlib._Hash | None = None
-        """Set before the first chunk: fed with every byte of the body as sent."""
 
     async def chunk(self) -> bytes:
         """The next chunk (maybe empty). Raises ClientGone, or InvalidInput (408) after too long a silence, or where
@@ -47,8 +44,6 @@ class BodyReader:
             raise ClientGone
         self.complete = not message.get("more_body", False)
         body: bytes = message.get("body", b"")
-        if self.digest is not None:
-            self.digest.update(body)
         return body
 
     async def left(self) -> ClientGone:

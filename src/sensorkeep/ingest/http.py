@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import hashlib
 import re
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -32,7 +32,7 @@ from sensorkeep.ingest.accept import Accepted, Acceptor, Sender, answer_body, en
 from sensorkeep.ingest.announce import SettledWaiters
 from sensorkeep.ingest.body import BodyPipe, BodyReader, ClientGone, Receive
 from sensorkeep.ingest.gather import Gatherer
-from sensorkeep.ingest.threads import BodyThreads
+from sensorkeep.ingest.threads import BodyThreads, Result
 
 log = structlog.get_logger(__name__)
 
@@ -59,6 +59,8 @@ class _Request:
     client_ip: str
     wait_seconds: float
     backfill: bool
+    digest: hashlib._Hash | None = None
+    """Where set, to be fed with the content of the body."""
 
     @property
     def sender(self) -> Sender:
@@ -180,25 +182,26 @@ class IngestRoutes:
             raise LimitExceeded(f"the body is larger than {size} bytes (SENSORKEEP_MAX_WIRE_BYTES)")
 
     async def _bulk(self, request: _Request) -> _Answer:
-        return await self._accepted(request, await self._accept_bulk(request))
+        accept = partial(self._acceptor.bulk, encoding=request.encoding, sender=request.sender, digest=request.digest)
+        return await self._accepted(request, await self._on_thread(request, accept))
 
-    async def _accept_bulk(self, request: _Request) -> Accepted:
+    async def _on_thread(self, request: _Request, use: Callable[[Iterable[bytes]], Result]) -> Result:
+        """What `use` makes of the body on a thread: all of it at once where it is small, else chunk by chunk."""
         body = request.body
         start = await body.up_to(limits.BULK_WHOLE_BYTES_MAX)
-        accept, encoding, sender = self._acceptor.bulk, request.encoding, request.sender
         if body.complete:
-            return await self._threads.run(partial(accept, [start], encoding, sender), len(start), body.left)
+            return await self._threads.run(partial(use, [start]), len(start), body.left)
         pipe = BodyPipe(asyncio.get_running_loop())
         await pipe.put(start)
         feeding = asyncio.ensure_future(_feed(body, pipe))
-        work, left = partial(accept, pipe, encoding, sender), partial(_left, feeding, body)
-        accepting = asyncio.ensure_future(self._stream_threads.run(work, limits.INFLATE_OUTPUT_BYTES, left))
-        either: set[asyncio.Future[Any]] = {accepting, feeding}
+        work, left = partial(use, pipe), partial(_left, feeding, body)
+        using = asyncio.ensure_future(self._stream_threads.run(work, limits.INFLATE_OUTPUT_BYTES, left))
+        either: set[asyncio.Future[Any]] = {using, feeding}
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if not feeding.done():  # refused before its end: the rest is not read
             feeding.cancel()
             request.answer_headers.append((b"connection", b"close"))
-        return await accepting
+        return await using
 
     async def _readings(self, request: _Request) -> _Answer:
         body = await self._small_body(request, limits.GENERAL_BODY_BYTES_MAX)
@@ -241,9 +244,11 @@ class IngestRoutes:
 
     async def _small_body(self, request: _Request, size_max: int) -> bytes:
         body = await request.body.whole(size_max, "send larger bodies to /api/v1/telemetry/bulk")
-        if request.encoding in ("identity", ""):
-            return body
-        return inflate_whole(body, request.encoding, size_max)
+        if request.encoding not in ("identity", ""):
+            body = inflate_whole(body, request.encoding, size_max)
+        if request.digest is not None:
+            request.digest.update(body)
+        return body
 
     async def _accepted(self, request: _Request, accepted: Accepted) -> _Answer:
         body = answer_body(accepted)
@@ -295,9 +300,9 @@ class IngestRoutes:
         begin, now_us = self._idempotency.begin, self._clock.now_us()
         owner = f"{request.credential} {request.route}"  # a key belongs to a route
         first = await asyncio.to_thread(begin, owner, key, now_us)
-        digest = request.body.digest = hashlib.sha256()
         if first is not None:
             return await self._again(request, *first)
+        digest = request.digest = hashlib.sha256()
         try:
             answer = await handler(request)
         except BaseException:
@@ -315,13 +320,8 @@ class IngestRoutes:
         return answer
 
     async def _again(self, request: _Request, payload_sha256: str, first: StoredAnswer) -> _Answer:
-        size = 0
-        while not request.body.complete:
-            size += len(await request.body.chunk())
-            if size > self._acceptor.settings.max_wire_bytes:
-                raise LimitExceeded("the body is larger than SENSORKEEP_MAX_WIRE_BYTES")
-        digest = request.body.digest
-        if digest is None or digest.hexdigest() != payload_sha256:
+        content = partial(self._acceptor.content_sha256, encoding=request.encoding, sender=request.sender)
+        if await self._on_thread(request, content) != payload_sha256:
             detail = "this Idempotency-Key was used with another body; use a new key for a new body"
             raise InvalidInput(detail, code="idempotency_mismatch")
         headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in first.headers.items()]
