@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
 import time
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-PORT_MAX = 50_000 - 10_000
-"""SeaweedFS takes each port + 10,000 for gRPC, and must stay below 50,000."""
+PORTS = range(10_000, 20_000)
+"""SeaweedFS takes each port + 10,000 for gRPC. From 32,768 on the system gives ports to outgoing connections of anybody
+(ip_local_port_range), and a service that was stopped would not find its own again."""
 READY_SECONDS = 60.0
 LOG_TAIL_CHARS = 3_000
+
+_given: set[int] = set()
 
 
 class ServiceFailed(RuntimeError):
@@ -152,30 +157,24 @@ def _runs(process: psutil.Process) -> bool:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of 127.0.0.1 that nothing listens on, all different, at most PORT_MAX."""
-    held: list[socket.socket] = []
-    ports: list[int] = []
-    try:
-        number = 20_000 + int.from_bytes(os.urandom(2)) % 15_000
-        while len(ports) < count:
-            number = number + 1 if number < PORT_MAX else 20_000
-            if _is_free(number, held) and _is_free(number + 10_000, held):
-                ports.append(number)
-    finally:
-        for listener in held:
-            listener.close()
+    """Ports of 127.0.0.1 in PORTS that nothing listens on. None is given out twice, in this process or in another
+    worker of pytest-xdist: a service may be stopped and come back to it."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    candidates = [port for port in PORTS[worker::workers] if port not in _given]
+    random.SystemRandom().shuffle(candidates)  # another run of the tests may be beside this one
+    ports = list(islice((port for port in candidates if _is_free(port) and _is_free(port + 10_000)), count))
+    _given.update(ports)
     return ports
 
 
-def _is_free(port: int, held: list[socket.socket]) -> bool:
-    listener = socket.socket()
-    try:
-        listener.bind(("127.0.0.1", port))
-    except OSError:
-        listener.close()
-        return False
-    held.append(listener)
-    return True
+def _is_free(port: int) -> bool:
+    with socket.socket() as listener:
+        try:
+            listener.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
 
 
 def answers(port: int) -> bool:
