@@ -8,11 +8,24 @@ import re
 import socket
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import pytest
-from harness import DEADLINE_SECONDS, PROGRAM, Server, running, wait_until
+from harness import (
+    DEADLINE_SECONDS,
+    PROGRAM,
+    Server,
+    esm_equipment,
+    esm_reading,
+    hours_ago,
+    new_uuid,
+    running,
+    wait_until,
+)
+
+from sensorkeep.limits import START_CATCH_UP_SECONDS_MAX
 
 BAD = {
     "SENSORKEEP_PORT": "http",
@@ -112,3 +125,25 @@ def test_a_server_that_is_stopped_logs_its_end_and_nothing_but_log_lines(data_di
     assert server.stop() == 0
     lines = server.log[before:].splitlines()
     assert {json.loads(line)["event"] for line in lines} >= {"Shutting down", "Application shutdown complete."}
+
+
+def test_a_start_that_waits_for_what_an_earlier_end_left_can_be_stopped(data_dir: Path) -> None:
+    server = Server(data_dir, SENSORKEEP_GATHER_SECONDS=60).start()
+    body = [esm_equipment(new_uuid(), [esm_reading(new_uuid(), 1.0, hours_ago(1))])]
+    assert server.bulk(body).status_code == 201
+    server.kill()  # the worker still gathers
+    (payload,) = (data_dir / "payloads").rglob("*.json.gz")
+    kept = payload.rename(data_dir / "payload")
+    payload.symlink_to(payload)  # a disk that fails
+    with ThreadPoolExecutor() as threads:
+        starting = threads.submit(server.start)
+        wait_until(lambda: '"worker_waits"' in server.log)
+        server.process.terminate()
+        assert server.process.wait(START_CATCH_UP_SECONDS_MAX / 4) == 0
+        with pytest.raises(AssertionError, match="did not start"):
+            starting.result()
+    kept.replace(payload)
+    server.settings["SENSORKEEP_GATHER_SECONDS"] = "0.05"
+    server.start()
+    assert server.settled()["stored"] == 1
+    assert server.stop() == 0

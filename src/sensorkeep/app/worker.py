@@ -31,13 +31,17 @@ class WorkerThread:
         """Called on the worker's thread when it has ended, by itself or because it was told to."""
 
     def start(self, wait_seconds: float) -> None:
-        """Start it, and wait at most so long until it has written what an earlier end left in the queue."""
+        """Start it, and wait at most so long until it has written what an earlier end left in the queue, or ends."""
         self._thread.start()
         self._worker.caught_up.wait(wait_seconds)
 
+    def stop(self) -> None:
+        """Let it end after the round it is in, and do not wait for that. Idempotent."""
+        self._worker.stop()
+
     def close(self) -> None:
         """End it after the round it is in. Idempotent."""
-        self._worker.stop()
+        self.stop()
         if self._thread.is_alive():
             self._thread.join()
 

@@ -82,12 +82,15 @@ class _End:
 
     def __init__(self) -> None:
         self.wanted = False
+        self.worker: WorkerThread | None = None
         self.server: Server | None = None
 
     def __call__(self, *_: object) -> None:
         self.wanted = True
         if self.server is not None:
             self.server.should_exit = True
+        elif self.worker is not None:  # the start may wait for it
+            self.worker.stop()
 
 
 def run(config: Config, role: Role, port: int, *, stay: bool = False) -> None:
@@ -107,7 +110,7 @@ def run(config: Config, role: Role, port: int, *, stay: bool = False) -> None:
     application = Application(config, role=role)
     try:
         password = application.first_start()
-        worker = application.worker
+        worker = end.worker = application.worker
         if role == "worker" and worker is not None:
             worker.on_end = _end_of_worker(application, worker, end, stay=stay)
         application.start()

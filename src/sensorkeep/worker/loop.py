@@ -107,7 +107,7 @@ class Worker:
         self._hurry = threading.Event()
         self._settle_at = self._maintain_at = clock.monotonic()
         self.caught_up = threading.Event()
-        """Set once the claims that waited at the start are settled."""
+        """Set once the claims that waited at the start are settled, or `run` has ended."""
         self.stopped_because: str | None = None
         """Set where the worker stopped by itself: too many claims failed, or something that nobody foresaw did."""
         self.stopped_for_good = False
@@ -136,6 +136,7 @@ class Worker:
                     self.stopped_for_good = isinstance(error, Corrupt)
                     log.exception("worker_stopped")
         finally:
+            self.caught_up.set()
             unsubscribe()
 
     def stop(self) -> None:
