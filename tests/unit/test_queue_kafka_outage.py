@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Iterator
@@ -179,6 +180,35 @@ def test_an_outage_answers_within_the_bound_loses_nothing_and_ends_by_itself(
     # What was in flight when it began, and perhaps once more when it ended.
     assert load.uncertain <= 2 * PUBLISHERS
     assert load.uncertain > 0 or end != "pause"
+
+
+def elect_again(broker: OwnKafka) -> None:
+    """Let the broker hang longer than its session (broker.session.timeout.ms, 9 s): it loses its partitions, and leads
+    them in another epoch when it goes on. Where its heartbeat comes before anybody looks, it does not, and hangs again.
+    """
+    before = broker.log_path.read_text().count("handleBrokerUnfenced")
+    for _ in range(5):
+        broker.pause()
+        time.sleep(10.0)
+        broker.resume()
+        end = time.monotonic() + 3
+        while time.monotonic() < end:
+            if broker.log_path.read_text().count("handleBrokerUnfenced") > before:
+                return
+    raise AssertionError("nobody was elected")
+
+
+def test_the_depth_is_known_soon_after_an_election(broker: OwnKafka, kafka: KafkaWorld) -> None:
+    gateway = kafka.open(consume=False)
+    assert gateway.depth() == (0, None)
+    elect_again(broker)
+
+    def known() -> bool:
+        with contextlib.suppress(Unavailable):
+            return gateway.depth() == (0, None)
+        return False
+
+    wait_until(known, "the depth is not known")
 
 
 def test_with_the_broker_gone_closing_ends_in_time(broker: OwnKafka, kafka: KafkaWorld) -> None:

@@ -39,6 +39,8 @@ _PASSING = frozenset(
         KafkaError.COORDINATOR_NOT_AVAILABLE,
         KafkaError.NOT_COORDINATOR,
         KafkaError.LEADER_NOT_AVAILABLE,
+        KafkaError.FENCED_LEADER_EPOCH,
+        KafkaError.UNKNOWN_LEADER_EPOCH,
         KafkaError.NOT_LEADER_FOR_PARTITION,  # of a topic just made, too: the broker learns it after the cluster
     }
 )
@@ -126,14 +128,13 @@ class Lag:
     def _waiting(self, deadline: float) -> dict[int, tuple[int, int]]:
         """By partition, of those that have any: the first offset that is not acknowledged, and the end."""
         try:
-            found = self._reader_now().list_topics(self._topic, timeout=self._left(deadline)).topics[self._topic]
-            numbers = list(found.partitions)
+            numbers = self._partitions(deadline)
             committed = self._committed(numbers, deadline)  # first: asked after the ends they could be past them
+            ends = self._offsets(numbers, _LATEST, deadline)
+            fresh = [p for p in numbers if p not in committed]
+            committed.update(self._offsets(fresh, _EARLIEST, deadline) if fresh else {})
         except KafkaException as error:
             raise unavailable("the depth of the queue is not known", error) from error
-        ends = self._offsets(numbers, _LATEST, deadline)
-        fresh = [p for p in numbers if p not in committed]
-        committed.update(self._offsets(fresh, _EARLIEST, deadline) if fresh else {})
         return {p: (committed[p], ends[p]) for p in numbers if ends[p] > committed[p]}
 
     def _committed(self, numbers: Sequence[int], deadline: float) -> dict[int, int]:
@@ -159,6 +160,15 @@ class Lag:
             else:
                 return {place.partition: place.offset for place in places if place.offset >= 0}
 
+    def _partitions(self, deadline: float) -> list[int]:
+        """The partitions' numbers. Raises KafkaException.
+
+        To ask renews what the administrative client knows of their leaders, which it names in further requests: of
+        itself it learns of an election minutes later (compare https://github.com/confluentinc/librdkafka/issues/4620).
+        """
+        topics = self._admin.list_topics(self._topic, timeout=self._left(deadline)).topics
+        return list(topics[self._topic].partitions)
+
     def _offsets(self, numbers: list[int], which: OffsetSpec, deadline: float) -> dict[int, int]:
         asked = {TopicPartition(self._topic, p): which for p in numbers}
         while True:
@@ -174,6 +184,7 @@ class Lag:
                 if not passing or self._clock.monotonic() > deadline:
                     raise
                 time.sleep(_AGAIN_SECONDS)
+                self._partitions(deadline)
 
     def _read_heads(self, first: Mapping[int, int], deadline: float) -> None:
         """Find out when the first claim that waits was received, in each partition. Raises Unavailable."""
