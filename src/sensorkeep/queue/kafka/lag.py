@@ -163,10 +163,12 @@ class Lag:
     def _partitions(self, deadline: float) -> list[int]:
         """The partitions' numbers. Raises KafkaException.
 
-        To ask renews what the administrative client knows of their leaders, which it names in further requests: of
-        itself it learns of an election minutes later (compare https://github.com/confluentinc/librdkafka/issues/4620).
+        To ask renews what a client knows of their leaders. The reader would have to find out before its first message,
+        and the administrative client names leaders in its requests, but learns of an election minutes later of itself
+        (compare https://github.com/confluentinc/librdkafka/issues/4620).
         """
-        topics = self._admin.list_topics(self._topic, timeout=self._left(deadline)).topics
+        for client in (self._reader_now(), self._admin):
+            topics = client.list_topics(self._topic, timeout=self._left(deadline)).topics
         return list(topics[self._topic].partitions)
 
     def _offsets(self, numbers: list[int], which: OffsetSpec, deadline: float) -> dict[int, int]:
