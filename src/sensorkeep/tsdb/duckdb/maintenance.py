@@ -29,7 +29,7 @@ from sensorkeep.tsdb.duckdb.engine import registered
 from sensorkeep.tsdb.duckdb.merging import Transaction
 from sensorkeep.tsdb.duckdb.sealed import DAY_GRID, replace_buckets
 from sensorkeep.tsdb.duckdb.state import Day, Marks, State
-from sensorkeep.tsdb.duckdb.statements import day_table, statement
+from sensorkeep.tsdb.duckdb.statements import day_table, fetch_table, run, statement
 
 RollupTable = Literal["hourly", "daily"]
 
@@ -113,7 +113,8 @@ class Maintenance:
         slices = _slices(state.days[day].row_count // 12, ROLL_READINGS_MAX)
         with self._begin() as transaction:
             for slice_number in range(slices):
-                transaction.connection.execute(
+                run(
+                    transaction.connection,
                     _roll_hours_statement(day),
                     {"day_us": day * DAY_US, "start_us": start_us, "end_us": end_us}
                     | {"slices": slices, "slice": slice_number},
@@ -129,8 +130,10 @@ class Maintenance:
             draft = transaction.draft
             days = [day for day in sorted(draft.days) if start_us <= day * DAY_US < target_us]
             if days:
-                marked = transaction.connection.execute(
-                    statement("mark_day_dirty", day=day_table(days[0])), {"day_us": days[0] * DAY_US}
+                marked = run(
+                    transaction.connection,
+                    statement("mark_day_dirty", day=day_table(days[0])),
+                    {"day_us": days[0] * DAY_US},
                 ).fetchall()
                 draft.daily_dirty[days[0]] = draft.daily_dirty.get(days[0], 0) + marked[0][0]
                 target_us = (days[0] + 1) * DAY_US
@@ -179,10 +182,10 @@ class Maintenance:
         if self._ordering is not None and self._ordering[0] == day.day:
             left = self._ordering[1]
         connection, table = transaction.connection, day_table(day.day)
-        first = connection.execute(statement("first_row", day=table)).fetchall()[0][0]
+        first = run(connection, statement("first_row", day=table)).fetchall()[0][0]
         rows = {"first": first, "end": first + RUN_READINGS_MAX}
-        connection.execute(statement("order_run", day=table), rows)
-        moved: int = connection.execute(statement("forget_run", day=table), rows).fetchall()[0][0]
+        run(connection, statement("order_run", day=table), rows)
+        moved: int = run(connection, statement("forget_run", day=table), rows).fetchall()[0][0]
         return max(0, left - moved)
 
     def _seal_day(self, state: State, now_us: int) -> None:
@@ -216,7 +219,7 @@ class Maintenance:
         with self._begin() as transaction:
             if _has_staged(transaction, day):
                 return False
-            transaction.connection.execute(statement("drop_day", day=day_table(day)))
+            run(transaction.connection, statement("drop_day", day=day_table(day)))
             transaction.draft.days[day] = replace(transaction.draft.days[day], state="sealed")
         self._kept.pop(day, None)
         self._room_to_free = True
@@ -226,8 +229,8 @@ class Maintenance:
         if self._pruned_us is not None and now_us - self._pruned_us < _PRUNE_SECONDS * MICROSECONDS:
             return
         with self._begin() as transaction:
-            transaction.connection.execute(
-                statement("prune_batches"), {"before_us": now_us - BATCH_IDS_KEPT_DAYS * DAY_US}
+            run(
+                transaction.connection, statement("prune_batches"), {"before_us": now_us - BATCH_IDS_KEPT_DAYS * DAY_US}
             )
         self._pruned_us = now_us
 
@@ -268,12 +271,12 @@ def _order_hours(transaction: Transaction, day: int) -> None:
     """Put the hours of a day that is over in (sensor, time) order, where they are not too many for one transaction."""
     connection = transaction.connection
     bounds = {"start_us": day * DAY_US, "end_us": (day + 1) * DAY_US}
-    if connection.execute(statement("count_between", table="hourly"), bounds).fetchall()[0][0] > RUN_READINGS_MAX:
+    if run(connection, statement("count_between", table="hourly"), bounds).fetchall()[0][0] > RUN_READINGS_MAX:
         return
-    rows_end = connection.execute(statement("rows_end", table="hourly")).fetchall()[0][0]
+    rows_end = run(connection, statement("rows_end", table="hourly")).fetchall()[0][0]
     hours = bounds | {"rows_end": rows_end}
-    connection.execute(statement("order_hours"), hours)
-    connection.execute(statement("forget_unordered_hours"), hours)
+    run(connection, statement("order_hours"), hours)
+    run(connection, statement("forget_unordered_hours"), hours)
 
 
 def _redo_slice(transaction: Transaction, table: RollupTable, day: int) -> None:
@@ -282,17 +285,17 @@ def _redo_slice(transaction: Transaction, table: RollupTable, day: int) -> None:
     slices = _slices(draft.days[day].row_count, REDO_READINGS_MAX)
     bounds = {"start_us": day * DAY_US, "end_us": (day + 1) * DAY_US}
     hourly = table == "hourly"
-    first = connection.execute(statement("first_dirty", dirty=f"{table}_dirty"), bounds).fetchall()[0][0]
+    first = run(connection, statement("first_dirty", dirty=f"{table}_dirty"), bounds).fetchall()[0][0]
     part = {"slices": slices, "slice": first % slices}
-    wanted = connection.sql(statement("dirty_hours" if hourly else "dirty_days"), params=bounds | part).to_arrow_table()
+    wanted = fetch_table(connection, statement("dirty_hours" if hourly else "dirty_days"), bounds | part)
     with registered(connection, {"wanted": wanted}):
         source = statement("readings_of_hours" if hourly else "readings_of_wanted", day=day_table(day))
         aggregate = statement("hour_aggregate" if hourly else "day_aggregate", source=source)
         parameters = bounds | {"day_us": day * DAY_US} | ({} if hourly else DAY_GRID)
-        rebuilt = connection.sql(aggregate, params=parameters).to_arrow_table()
+        rebuilt = fetch_table(connection, aggregate, parameters)
     replace_buckets(connection, table, day, rebuilt)
-    connection.execute(statement("forget_dirty", dirty=f"{table}_dirty"), bounds | part)
-    left = connection.execute(statement("count_between", table=f"{table}_dirty"), bounds).fetchall()[0][0]
+    run(connection, statement("forget_dirty", dirty=f"{table}_dirty"), bounds | part)
+    left = run(connection, statement("count_between", table=f"{table}_dirty"), bounds).fetchall()[0][0]
     dirty = draft.hourly_dirty if hourly else draft.daily_dirty
     if left:
         dirty[day] = left
@@ -308,10 +311,10 @@ def _settle_buckets(transaction: Transaction, before_us: int) -> None:
     """Move the buckets of closed days to the settled tables, when there are enough of them."""
     before = {"before_us": before_us}
     for table, rows_min in _SETTLED_ROWS_MIN.items():
-        count = transaction.connection.execute(statement("count_buckets_before", rollup=table), before).fetchall()
+        count = run(transaction.connection, statement("count_buckets_before", rollup=table), before).fetchall()
         if count[0][0] >= rows_min:
-            transaction.connection.execute(statement("settle_buckets", rollup=table), before)
-            transaction.connection.execute(statement("forget_settled_buckets", rollup=table), before)
+            run(transaction.connection, statement("settle_buckets", rollup=table), before)
+            run(transaction.connection, statement("forget_settled_buckets", rollup=table), before)
             mark = {f"{table}_settled_until_us": before_us}
             transaction.draft.marks = replace(transaction.draft.marks, **mark)
 
@@ -328,5 +331,5 @@ def _has_staged(transaction: Transaction, day: int) -> bool:
     if not transaction.draft.unsettled:
         return False
     bounds = {"start_us": day * DAY_US, "end_us": (day + 1) * DAY_US}
-    rows = transaction.connection.execute(statement("count_between", table="late_stage"), bounds).fetchall()
+    rows = run(transaction.connection, statement("count_between", table="late_stage"), bounds).fetchall()
     return bool(rows[0][0])

@@ -13,7 +13,7 @@ from sensorkeep.limits import RUN_READINGS_MIN
 from sensorkeep.tsdb.duckdb import sealed
 from sensorkeep.tsdb.duckdb.engine import registered
 from sensorkeep.tsdb.duckdb.state import Day, State
-from sensorkeep.tsdb.duckdb.statements import day_table, statement
+from sensorkeep.tsdb.duckdb.statements import day_table, run, statement
 from sensorkeep.tsdb.readings import Incoming, Integers, Known, classify
 
 
@@ -50,7 +50,7 @@ def _apply_to_day(transaction: Transaction, day: int, readings: Incoming, rows: 
         sealed.merge(transaction.connection, day, readings.table.take(verdict.inserted))
         return verdict.outcome
     if known_day is None:
-        transaction.connection.execute(statement("create_day", day=day_table(day)))
+        run(transaction.connection, statement("create_day", day=day_table(day)))
         known_day = Day(day, "open", 0, 0, transaction.now_us, day * DAY_US)
     known = _find_known(transaction.connection, known_day, readings, rows)
     verdict = classify(readings, rows, known)
@@ -77,7 +77,8 @@ def _find_known(connection: duckdb.DuckDBPyConnection, day: Day, readings: Incom
         return Known.none()
     time_us = readings.time_us[old]
     with registered(connection, {"incoming": _take(readings.table, old)}):
-        found = connection.execute(
+        found = run(
+            connection,
             statement("find_known", day=day_table(day.day)),
             {"first_us": int(time_us.min()), "last_us": int(time_us.max())},
         ).fetchnumpy()
@@ -94,7 +95,7 @@ def _insert(connection: duckdb.DuckDBPyConnection, day: int, readings: Incoming,
     else:
         table = _take(readings.table, positions)
     with registered(connection, {"accepted": table}):
-        connection.execute(statement("insert_readings", day=day_table(day)))
+        run(connection, statement("insert_readings", day=day_table(day)))
 
 
 def _is_run(positions: Integers) -> bool:
@@ -122,7 +123,7 @@ def _change(
     if len(positions):
         changed = _take(readings.table, positions).append_column("row_id", pa.array(row_ids))
         with registered(connection, {"changed": changed}):
-            connection.execute(statement("update_readings", day=day_table(day)))
+            run(connection, statement("update_readings", day=day_table(day)))
 
 
 def _take(table: pa.Table, positions: Integers) -> pa.Table:
@@ -157,4 +158,4 @@ def _mark_dirty(transaction: Transaction, day: int, readings: Incoming, position
 def _save_dirty(connection: duckdb.DuckDBPyConnection, dirty: str, series: Integers, time_us: Integers) -> None:
     touched = pa.table({"series": pa.array(series), "time": pa.array(time_us, pa.timestamp("us", tz="UTC"))})
     with registered(connection, {"touched": touched}):
-        connection.execute(statement("mark_dirty", dirty=dirty))
+        run(connection, statement("mark_dirty", dirty=dirty))

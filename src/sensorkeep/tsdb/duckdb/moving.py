@@ -15,7 +15,7 @@ from sensorkeep.tsdb.base import BUCKET_SCHEMAS, Period
 from sensorkeep.tsdb.duckdb.engine import registered
 from sensorkeep.tsdb.duckdb.merging import Transaction
 from sensorkeep.tsdb.duckdb.state import Day, Marks, State
-from sensorkeep.tsdb.duckdb.statements import statement
+from sensorkeep.tsdb.duckdb.statements import fetch_table, run, statement
 from sensorkeep.tsdb.readings import integers
 
 _TABLES: dict[Period, str] = {"hour": "hourly", "day": "daily"}
@@ -35,7 +35,7 @@ def export_buckets(
     if not sealed:
         return schema.empty_table()
     parameters = {"days": sealed, "start_us": start_us, "end_us": end_us}
-    exported: pa.Table = connection.sql(statement(f"export_{_TABLES[period]}"), params=parameters).to_arrow_table()
+    exported: pa.Table = fetch_table(connection, statement(f"export_{_TABLES[period]}"), parameters)
     return exported.select(schema.names).cast(schema)
 
 
@@ -54,8 +54,8 @@ def import_buckets(transaction: Transaction, period: Period, buckets: pa.Table) 
     bounds = {"start_us": int(time_us.min()), "end_us": int(time_us.max()) + 1}
     with registered(transaction.connection, {"rebuilt": rebuilt}):
         for stored in (table, f"{table}_settled"):
-            transaction.connection.execute(statement("forget_buckets", rollup=stored), bounds)
-        transaction.connection.execute(statement("save_buckets", rollup=f"{table}_settled"))
+            run(transaction.connection, statement("forget_buckets", rollup=stored), bounds)
+        run(transaction.connection, statement("save_buckets", rollup=f"{table}_settled"))
     mark = f"{table}_settled_until_us"
     before_us: int | None = getattr(draft.marks, mark)
     until: dict[str, Any] = {mark: _later(before_us, int(time_us.max()) + _PERIOD_US[period])}

@@ -19,7 +19,7 @@ from sensorkeep.tsdb.aggregating import Points, bucket_columns, summary_columns
 from sensorkeep.tsdb.base import Period
 from sensorkeep.tsdb.duckdb.sealed import DAY_GRID
 from sensorkeep.tsdb.duckdb.state import State
-from sensorkeep.tsdb.duckdb.statements import day_table, statement
+from sensorkeep.tsdb.duckdb.statements import day_table, fetch_table, run, statement
 from sensorkeep.tsdb.readings import Flags, Integers, integers
 from sensorkeep.tsdb.shapes import BUCKET_SCHEMA, GRID_SCHEMA, RAW_SCHEMA, SUMMARY_SCHEMA, as_table
 
@@ -44,7 +44,7 @@ class Span(NamedTuple):
 
 def version_of(connection: duckdb.DuckDBPyConnection) -> int:
     """The number of the last transaction that the connection's snapshot sees."""
-    return int(connection.execute(statement("snapshot_version")).fetchall()[0][0])
+    return int(run(connection, statement("snapshot_version")).fetchall()[0][0])
 
 
 class Snapshot:
@@ -158,7 +158,7 @@ class Snapshot:
         """The readings in `spans`; None where they are many."""
         sql = statement("limited", source=self._selected("values", spans))
         parameters = _bounds(spans) | {"series": self._series, "limit": _FEW_READINGS + 1}
-        found: dict[str, Any] = self._connection.execute(sql, parameters).fetchnumpy()
+        found: dict[str, Any] = run(self._connection, sql, parameters).fetchnumpy()
         if len(found["series"]) > _FEW_READINGS:
             return None
         value = found["value"].filled(np.nan) if isinstance(found["value"], np.ma.MaskedArray) else found["value"]
@@ -193,7 +193,7 @@ class Snapshot:
             return []
         source = self._of_sensors(f"{_ROLLUP[period]}_dirty")
         parameters = {"series": self._series, "start_us": start_us, "end_us": end_us}
-        found = self._connection.execute(statement("dirty_of_sensors", source=source), parameters).fetchall()
+        found = run(self._connection, statement("dirty_of_sensors", source=source), parameters).fetchall()
         return [Span(day, first_us, last_us + _PERIOD_US[period]) for day, first_us, last_us in found]
 
     def _from_raw(self, period: Period, schema: pa.Schema, span: Span) -> pa.Table:
@@ -235,9 +235,7 @@ class Snapshot:
 
     def _arrow(self, name: str, parameters: dict[str, Any], **inserted: str) -> pa.Table:
         """A result of many rows, or of columns that numpy has no type for."""
-        relation = self._connection.sql(statement(name, **inserted), params=parameters | {"series": self._series})
-        table: pa.Table = relation.to_arrow_table()
-        return table
+        return fetch_table(self._connection, statement(name, **inserted), parameters | {"series": self._series})
 
     def _rows(self, name: str, schema: pa.Schema, parameters: dict[str, Any], **inserted: str) -> pa.Table:
         """A result with `schema`; a small one goes through numpy, which is quicker than Arrow there."""
@@ -245,7 +243,7 @@ class Snapshot:
             table = self._arrow(name, parameters, **inserted)
         else:
             parameters = parameters | {"series": self._series}
-            found = self._connection.execute(statement(name, **inserted), parameters).fetchnumpy()
+            found = run(self._connection, statement(name, **inserted), parameters).fetchnumpy()
             table = pa.table({column: _column(values) for column, values in found.items()})
         return self._with_sensor(table).select(schema.names).cast(schema)
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 from sensorkeep.errors import Corrupt
 from sensorkeep.model import Counts
 from sensorkeep.tsdb.duckdb.engine import registered
-from sensorkeep.tsdb.duckdb.statements import statement
+from sensorkeep.tsdb.duckdb.statements import run, statement
 
 FORMAT_VERSION = 1
 
@@ -141,11 +141,11 @@ def load(connection: duckdb.DuckDBPyConnection) -> State:
 
 def save(connection: duckdb.DuckDBPyConnection, before: State, draft: State) -> None:
     """Write what the draft changed; the dirty entries are written where they arise."""
-    connection.execute(statement("save_marks"), asdict(draft.marks) | {"version": draft.version})
+    run(connection, statement("save_marks"), asdict(draft.marks) | {"version": draft.version})
     if draft.new_series:
         new_series = pa.table({"id": list(draft.new_series.values()), "uuid": list(draft.new_series)})
         with registered(connection, {"new_series": new_series}):
-            connection.execute(statement("save_series"))
+            run(connection, statement("save_series"))
     _save_days(connection, [day for day in draft.days.values() if before.days.get(day.day) is not day])
     _save_unsettled(connection, before.unsettled, draft.unsettled)
 
@@ -158,9 +158,9 @@ def publish(draft: State) -> State:
 
 def _save_days(connection: duckdb.DuckDBPyConnection, days: list[Day]) -> None:
     if days:
-        connection.execute(statement("forget_days"), {"days": [day.day for day in days]})
+        run(connection, statement("forget_days"), {"days": [day.day for day in days]})
         for day in days:
-            connection.execute(statement("save_day"), asdict(day))
+            run(connection, statement("save_day"), asdict(day))
 
 
 def _save_unsettled(
@@ -168,11 +168,11 @@ def _save_unsettled(
 ) -> None:
     old = [batch.number for key, batch in before.items() if after.get(key) is not batch]
     if old:
-        connection.execute(statement("forget_unsettled"), {"numbers": old})
+        run(connection, statement("forget_unsettled"), {"numbers": old})
     new = [batch for key, batch in after.items() if before.get(key) is not batch]
     if new:
         with registered(connection, {"new_unsettled": _unsettled_table(new)}):
-            connection.execute(statement("save_unsettled"))
+            run(connection, statement("save_unsettled"))
 
 
 def _unsettled_table(batches: Iterable[Unsettled]) -> pa.Table:
@@ -191,4 +191,4 @@ def _unsettled_table(batches: Iterable[Unsettled]) -> pa.Table:
 
 
 def _rows(connection: duckdb.DuckDBPyConnection, name: str) -> list[tuple[Any, ...]]:
-    return connection.execute(statement(name)).fetchall()
+    return run(connection, statement(name)).fetchall()

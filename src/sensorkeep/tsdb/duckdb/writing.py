@@ -23,7 +23,7 @@ from sensorkeep.tsdb.duckdb import merging
 from sensorkeep.tsdb.duckdb.engine import registered
 from sensorkeep.tsdb.duckdb.merging import Transaction
 from sensorkeep.tsdb.duckdb.state import Marks, Unsettled
-from sensorkeep.tsdb.duckdb.statements import statement
+from sensorkeep.tsdb.duckdb.statements import fetch_table, run, statement
 from sensorkeep.tsdb.readings import Incoming, Integers, count, gather, incoming, integers
 
 
@@ -33,7 +33,7 @@ def first_counts(connection: duckdb.DuckDBPyConnection, batch_ids: Sequence[str]
         return {}
     # A list costs a third of what registering a table does.
     asked = {"asked": list(batch_ids), "first": min(batch_ids), "last": max(batch_ids)}
-    rows = connection.execute(statement("known_batches"), asked).fetchall()
+    rows = run(connection, statement("known_batches"), asked).fetchall()
     return {batch_id: Counts(*counts) for batch_id, *counts in rows}
 
 
@@ -66,14 +66,14 @@ def settle(transaction: Transaction) -> dict[str, Counts]:
     """Merge up to SETTLE_READINGS_MAX staged readings; the counts of the batches that are settled by it."""
     draft = transaction.draft
     connection = transaction.connection
-    staged = connection.sql(statement("staged_portion"), params={"limit": SETTLE_READINGS_MAX}).to_arrow_table()
+    staged = fetch_table(connection, statement("staged_portion"), {"limit": SETTLE_READINGS_MAX})
     batches = {batch.number: batch for batch in draft.unsettled.values()}
     numbers, batch = np.unique(integers(staged["batch"]), return_inverse=True)
     readings = incoming(staged, integers(staged["series"]), batch)
     outcome = merging.apply(transaction, readings, np.arange(staged.num_rows))
     everything = staged.num_rows == draft.staged_readings
     with registered(connection, {"incoming": readings.table}):
-        connection.execute(statement("unstage_all" if everything else "unstage_portion"))
+        run(connection, statement("unstage_all" if everything else "unstage_portion"))
     settled = {}
     for number, counted in zip(numbers.tolist(), count(outcome, batch, len(numbers)), strict=True):
         before = batches[number]
@@ -116,7 +116,7 @@ def _stage(transaction: Transaction, readings: Incoming, late: Integers, numbers
     table = table.append_column("sequence", pa.array(np.arange(first, first + len(late), dtype=np.int64)))
     table = table.append_column("batch", pa.array(numbers[readings.batch[late]]))
     with registered(transaction.connection, {"late": table}):
-        transaction.connection.execute(statement("stage_late"))
+        run(transaction.connection, statement("stage_late"))
 
 
 def _save_settled(transaction: Transaction, settled: dict[str, Counts]) -> None:
@@ -130,4 +130,4 @@ def _save_settled(transaction: Transaction, settled: dict[str, Counts]) -> None:
         "duplicate": [counted.duplicate for counted in counts],
         "written_us": transaction.now_us,
     }
-    transaction.connection.execute(statement("save_batches"), parameters)
+    run(transaction.connection, statement("save_batches"), parameters)
