@@ -43,6 +43,10 @@ class FakeWorker:
         self.on_end: Callable[[], None] = lambda: None
         self.stopped_because: str | None = None
         self.stopped_for_good = False
+        self.told_to_stop = False
+
+    def stop(self) -> None:
+        self.told_to_stop = True
 
     def end(self, because: str, *, for_good: bool) -> None:
         self.stopped_because, self.stopped_for_good = because, for_good
@@ -141,4 +145,5 @@ def test_a_signal_during_the_start_ends_the_process_before_it_serves(
     application.on_start = lambda: os.kill(os.getpid(), kind)
     application.on_serve = served.set
     assert ends_with() == 0
+    assert application.worker.told_to_stop
     assert not served.is_set()

@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from structlog.testing import capture_logs
 
-from sensorkeep.clock import MICROSECONDS, ManualClock, rfc3339
+from sensorkeep.auth.credentials import Credential
+from sensorkeep.auth.gate import Admission, Gate
+from sensorkeep.auth.scopes import Scope
+from sensorkeep.catalog.base import Batch, BatchLedger
+from sensorkeep.clock import MICROSECONDS, ManualClock, SystemClock, rfc3339
 from sensorkeep.decode.gathered import TEMPERATURE, Entry
 from sensorkeep.decode.temperature import parse_temperature
+from sensorkeep.errors import Unavailable
 from sensorkeep.ingest.accept import Sender
+from sensorkeep.ingest.announce import SettledWaiters
+from sensorkeep.ingest.http import IngestRoutes
 from sensorkeep.pubsub.base import READINGS_CHANNEL
 from sensorkeep.testing.faulty import Fault
 from sensorkeep.testing.pipeline import Pipeline, PipelineSettings
 
 START_US = 1_767_225_600 * MICROSECONDS
 BULK = [{"equip_uuid": "e", "sensor": {"sensor_uuid": "s", "valor": 1.5, "timestamp": rfc3339(START_US)}}]
+DEADLINE_SECONDS = 20.0
 SINGLE = b'{"sensor_id": "a", "temperature": 1.5}'
 
 
@@ -69,3 +81,43 @@ def test_a_receipt_is_entered_though_nobody_could_be_told(pipeline: Pipeline) ->
         batch_id = send_bulk(pipeline)
     assert pipeline.ledger.batch(batch_id).state == "accepted"
     assert [line["event"] for line in logs] == ["announcement_failed"]
+
+
+class HangingLedger:
+    """A catalog that does not say what became of a batch."""
+
+    def __init__(self) -> None:
+        self.answers = threading.Event()
+
+    def batch(self, batch_id: str) -> Batch:
+        self.answers.wait(DEADLINE_SECONDS)
+        raise Unavailable(f"nobody knows of {batch_id}")
+
+
+def test_who_waits_for_its_rows_waits_no_longer_than_it_said_though_the_catalog_hangs(pipeline: Pipeline) -> None:
+    ledger, unused = HangingLedger(), cast(Any, None)
+    admission = Admission(Credential("c", "key", "c", frozenset({Scope.INGEST}), 1), None)
+    routes = IngestRoutes(
+        unused, acceptor=pipeline.acceptor, gatherer=unused, waiters=SettledWaiters(pipeline.pubsub),
+        ledger=cast(BatchLedger, ledger), idempotency=unused,
+        gate=cast(Gate, SimpleNamespace(admit_now=lambda *_: admission)), clock=SystemClock(), display_time=unused,
+    )  # fmt: skip
+    headers = [(b"prefer", b"wait=1")]
+    scope = {"type": "http", "path": "/api/v1/telemetry/bulk", "method": "POST", "headers": headers}
+    answered: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": json.dumps(BULK).encode()}
+
+    async def send(message: Any) -> None:
+        answered.append(message)
+
+    async def ask() -> None:
+        await asyncio.wait_for(routes(scope, receive, send), DEADLINE_SECONDS / 2)
+        assert not ledger.answers.is_set()
+        ledger.answers.set()  # the loop ends only after its threads
+
+    asyncio.run(ask())
+    routes.close()
+    assert answered[0]["status"] == 201
+    assert json.loads(answered[1]["body"])["status"] == "accepted"

@@ -263,12 +263,12 @@ class IngestRoutes:
         deadline = loop.time() + request.wait_seconds
         event = self._waiters.expect(batch_id)
         try:
-            batch = await self._settled(batch_id)
+            batch = await self._settled(batch_id, deadline + limits.SETTLED_POLL_SECONDS)
             while batch is None and (left := deadline - loop.time()) > 0:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(event.wait(), min(left, limits.SETTLED_POLL_SECONDS))
                 event.clear()
-                batch = await self._settled(batch_id)
+                batch = await self._settled(batch_id, deadline + limits.SETTLED_POLL_SECONDS)
         finally:
             self._waiters.forget(batch_id)
         request.answer_headers.append((b"preference-applied", b"wait=%d" % request.wait_seconds))
@@ -279,11 +279,14 @@ class IngestRoutes:
                 message=f"{batch.readings - batch.quarantined} of {batch.readings} readings are stored",
             )  # fmt: skip
 
-    async def _settled(self, batch_id: str) -> Batch | None:
-        """The batch once it has ended. None, too, where the ledger cannot say: the request is durable, and that it
-        waits longer must not fail it."""
+    async def _settled(self, batch_id: str, deadline: float) -> Batch | None:
+        """The batch once it has ended. None, too, where the ledger cannot say, or has not by `deadline` (time of the
+        loop): the request is durable, and that it waits longer must not fail it."""
         try:
-            batch = await asyncio.to_thread(self._ledger.batch, batch_id)
+            async with asyncio.timeout_at(deadline):
+                batch = await asyncio.to_thread(self._ledger.batch, batch_id)
+        except TimeoutError:
+            return None
         except (NotFound, Unavailable) as error:
             log.info("batch_state_unknown", batch_id=batch_id, code=error.code)
             return None
