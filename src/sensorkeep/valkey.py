@@ -97,6 +97,11 @@ class Valkey:
             if self._breaker.succeeded():
                 log.info("valkey_reached_again")
             raise Unavailable(f"Valkey refused: {error}", code="dependency_down") from error
+        except Exception as error:
+            # Its connection was closed under it: of that the driver says what the parts of it say that it met.
+            if self._closed:
+                raise Unavailable("the client of Valkey is closed", code="dependency_down") from error
+            raise
         if self._breaker.succeeded():
             log.info("valkey_reached_again")
             threading.Thread(target=self._tell_return, name="valkey-return", daemon=True).start()

@@ -329,3 +329,15 @@ def test_that_all_connections_are_in_use_is_no_outage(private: ValkeyService, mo
     valkey.run(ask_while_it_is_held)
     valkey.check()
     valkey.close()
+
+
+def test_a_call_whose_client_is_closed_meanwhile_says_so(private: ValkeyService) -> None:
+    valkey = Valkey(private.url)
+
+    def close_and_read_on(client: Client) -> None:
+        client.ping()
+        valkey.close()
+        raise ValueError("I/O operation on closed file.")  # what redis-py says where it has read half an answer
+
+    with pytest.raises(Unavailable, match="closed"):
+        valkey.run(close_and_read_on)
