@@ -181,11 +181,16 @@ KAFKA_PROBE_KEPT_SECONDS = 0.5
 """While the brokers do not answer, those who publish share one look at them for this long."""
 KAFKA_DEPTH_CACHED_SECONDS = 1.0
 """The depth is told from memory for this long: three requests to the brokers find it out."""
-KAFKA_COMMIT_SECONDS_MAX = 5.0
-"""An acknowledgement that the brokers did not take within this fails, and is tried again."""
 KAFKA_SESSION_SECONDS = 10
 """A worker that was not heard of for this long has lost its partitions. Heartbeats come from a thread of their own, so
 that a long round of the worker costs none."""
+KAFKA_HEARTBEAT_SECONDS = 1
+"""How often a worker is heard of, which is also how soon it learns that the group shares anew: until the last one has
+learnt it, the first one can commit nothing."""
+KAFKA_COMMIT_SECONDS_MAX = 8.0
+"""An acknowledgement that the brokers did not take within this fails, and is tried again. They answer one request of a
+connection at a time, so a commit waits behind the one to join a group that is being shared anew. Shorter than
+KAFKA_SESSION_SECONDS: once that is over the partitions are lost, and with them what was to be noted."""
 KAFKA_JOIN_SECONDS_MAX = 15.0
 """A worker waits this long for its place in the group, longer than KAFKA_SESSION_SECONDS, for which one that died still
 has its place; and as long for claims that were there before it."""

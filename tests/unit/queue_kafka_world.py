@@ -65,6 +65,11 @@ class KafkaWorld:
         reader.close()
         return {place.partition: place.offset for place in places if place.offset >= 0}
 
+    def members(self) -> dict[str, int]:
+        """How many partitions each member of the group has."""
+        group = self.admin.describe_consumer_groups([self.topic])[self.topic].result()
+        return {member.member_id: len(member.assignment.topic_partitions) for member in group.members}
+
     def read(self, topic: str, count: int) -> list[Any]:
         """The first messages of partition 0."""
         reader = Consumer({"bootstrap.servers": self.brokers, "group.id": new_name("reader")})

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -121,3 +122,14 @@ def test_what_a_worker_that_was_killed_held_goes_to_the_next_one(kafka: KafkaWor
     assert names(again) == [str(i) for i in range(4, 20)]
     queue.ack(again)
     assert queue.depth() == (0, None)
+
+
+def test_a_worker_that_ends_without_a_partition_leaves_the_group_at_once(kafka: KafkaWorld) -> None:
+    """Or the group would wait for it whenever it shares anew, and what the others do could not be noted meanwhile."""
+    crew = [kafka.open(partitions=1) for _ in range(2)]
+    with ThreadPoolExecutor(len(crew)) as threads:
+        assert list(threads.map(lambda queue: queue.fetch(1, 1, 0.1), crew)) == [[], []]
+    wait_until(lambda: sorted(kafka.members().values()) == [0, 1], "the group is not shared")
+    for queue in crew:
+        queue.close()
+    assert kafka.members() == {}

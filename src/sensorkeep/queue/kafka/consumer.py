@@ -29,6 +29,7 @@ from sensorkeep.limits import (
     KAFKA_CHECK_SECONDS_MAX,
     KAFKA_CLOSE_SECONDS_MAX,
     KAFKA_COMMIT_SECONDS_MAX,
+    KAFKA_HEARTBEAT_SECONDS,
     KAFKA_JOIN_SECONDS_MAX,
     KAFKA_POLL_SECONDS,
     KAFKA_PREFETCH_KIB_MAX,
@@ -191,7 +192,7 @@ class GroupConsumer:
             "enable.auto.offset.store": False,
             "auto.offset.reset": "earliest",
             "session.timeout.ms": KAFKA_SESSION_SECONDS * 1000,
-            "heartbeat.interval.ms": KAFKA_SESSION_SECONDS * 300,
+            "heartbeat.interval.ms": KAFKA_HEARTBEAT_SECONDS * 1000,
             "allow.auto.create.topics": False,
             "check.crcs": True,
             "queued.min.messages": KAFKA_BUFFER_CLAIMS_MAX,
@@ -225,6 +226,7 @@ class GroupConsumer:
                 self._failure = error
                 self._arrived.notify_all()
         finally:
+            self._consumer.unsubscribe()  # closing alone does not leave the group where no partition is ours
             self._consumer.close()
 
     def _receive(self, message: Message) -> None:
