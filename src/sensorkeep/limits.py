@@ -180,7 +180,8 @@ HEALTH_CHECK_SECONDS."""
 KAFKA_PROBE_KEPT_SECONDS = 0.5
 """While the brokers do not answer, those who publish share one look at them for this long."""
 KAFKA_DEPTH_CACHED_SECONDS = 1.0
-"""The depth is told from memory for this long: three requests to the brokers find it out."""
+"""The depth is told from memory for this long: to find it out takes four requests to the brokers, and reading the first
+claim that waits."""
 KAFKA_SESSION_SECONDS = 10
 """A worker that was not heard of for this long has lost its partitions. Heartbeats come from a thread of their own, so
 that a long round of the worker costs none."""

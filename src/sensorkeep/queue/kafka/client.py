@@ -61,6 +61,8 @@ class Brokers:
             "reconnect.backoff.max.ms": 1_000,
             "log.connection.close": False,
             "enable.metrics.push": False,
+            # Only topic.py makes topics: with the brokers' own settings they might forget claims.
+            "allow.auto.create.topics": False,
         }
         try:
             return make({**common, **self.security, **settings})

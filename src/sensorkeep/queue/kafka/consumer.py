@@ -193,7 +193,6 @@ class GroupConsumer:
             "auto.offset.reset": "earliest",
             "session.timeout.ms": KAFKA_SESSION_SECONDS * 1000,
             "heartbeat.interval.ms": KAFKA_HEARTBEAT_SECONDS * 1000,
-            "allow.auto.create.topics": False,
             "check.crcs": True,
             "queued.min.messages": KAFKA_BUFFER_CLAIMS_MAX,
             "queued.max.messages.kbytes": KAFKA_PREFETCH_KIB_MAX,

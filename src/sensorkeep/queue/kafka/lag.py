@@ -23,7 +23,6 @@ _READER_SETTINGS = {
     "enable.auto.commit": False,
     "enable.auto.offset.store": False,
     "auto.offset.reset": "earliest",
-    "allow.auto.create.topics": False,
     "queued.min.messages": 1,
     "fetch.queue.backoff.ms": 5,
     "fetch.message.max.bytes": 128 * KIB,
@@ -168,8 +167,10 @@ class Lag:
         (compare https://github.com/confluentinc/librdkafka/issues/4620).
         """
         for client in (self._reader_now(), self._admin):
-            topics = client.list_topics(self._topic, timeout=self._left(deadline)).topics
-        return list(topics[self._topic].partitions)
+            found = client.list_topics(self._topic, timeout=self._left(deadline)).topics[self._topic]
+        if found.error is not None:
+            raise KafkaException(found.error)
+        return list(found.partitions)
 
     def _offsets(self, numbers: list[int], which: OffsetSpec, deadline: float) -> dict[int, int]:
         asked = {TopicPartition(self._topic, p): which for p in numbers}
