@@ -54,7 +54,7 @@ class FakeWorker:
 
 
 class FakeApplication:
-    """A worker's process without its services. It calls `on_start` and `on_serve` when it starts and when it serves."""
+    """A worker's process without its services. It calls what is set when it begins, starts, serves and is closed."""
 
     def __init__(self) -> None:
         self.config = Config()
@@ -63,12 +63,13 @@ class FakeApplication:
         self.worker = FakeWorker()
         self.queue_closed = threading.Event()
         self.system = SimpleNamespace(backends=SimpleNamespace(queue=SimpleNamespace(close=self.queue_closed.set)))
+        self.on_first_start: Callable[[], None] = lambda: None
         self.on_start: Callable[[], None] = lambda: None
         self.on_serve: Callable[[], None] = lambda: None
         self.closed = False
 
     def first_start(self) -> None:
-        return None
+        self.on_first_start()
 
     def start(self) -> None:
         self.on_start()
@@ -138,12 +139,36 @@ def test_a_worker_that_ends_while_the_process_starts_ends_it(application: FakeAp
 
 
 @pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT], ids=lambda kind: kind.name)
+@pytest.mark.parametrize("moment", ["on_first_start", "on_start"])
 def test_a_signal_during_the_start_ends_the_process_before_it_serves(
-    application: FakeApplication, kind: signal.Signals
+    application: FakeApplication, moment: str, kind: signal.Signals
 ) -> None:
     served = threading.Event()
-    application.on_start = lambda: os.kill(os.getpid(), kind)
+    told_before: list[bool] = []
+
+    def start() -> None:
+        if moment == "on_start":
+            os.kill(os.getpid(), kind)
+        told_before.append(application.worker.told_to_stop)
+
+    application.on_first_start = lambda: os.kill(os.getpid(), kind) if moment == "on_first_start" else None
+    application.on_start = start
     application.on_serve = served.set
     assert ends_with() == 0
-    assert application.worker.told_to_stop
+    assert told_before == [True]  # or the start would wait for it
     assert not served.is_set()
+
+
+def test_a_second_signal_stops_nothing_twice(application: FakeApplication) -> None:
+    """It comes in the middle of anything: of what the first one called, too, which may hold a lock."""
+    stops = 0
+
+    def stop() -> None:
+        nonlocal stops
+        stops += 1
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    application.worker.stop = stop  # type: ignore[method-assign]
+    application.on_start = lambda: os.kill(os.getpid(), signal.SIGTERM)
+    assert ends_with() == 0
+    assert stops == 1

@@ -348,6 +348,13 @@ def test_it_has_caught_up_once_what_waited_is_settled(pipeline: Pipeline) -> Non
     assert totals(pipeline).pending == 0
 
 
+def test_nobody_waits_for_a_worker_that_could_not_begin(pipeline: Pipeline) -> None:
+    break_once(pipeline, pipeline.pubsub, "subscribe", Unavailable("not now"), after=False)
+    with pytest.raises(Unavailable):
+        pipeline.worker.run()
+    assert pipeline.worker.caught_up.is_set()
+
+
 @pytest.mark.parametrize(("readings", "taken"), [(4, 2), (7, 1)])
 def test_a_worker_that_is_behind_waits_for_nothing_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, readings: int, taken: int

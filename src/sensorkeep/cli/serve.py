@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -78,19 +79,30 @@ def worker_command(
 
 
 class _End:
-    """Ends the server, or keeps it from starting where it is called before. From any thread, or by a signal."""
+    """Ends what runs now, or, where it is called before, the next thing. From any thread, or by a signal.
+
+    A signal comes in the middle of anything, and may come twice: the second one must not call what the first one's
+    main thread is in, for that may hold a lock.
+    """
 
     def __init__(self) -> None:
         self.wanted = False
-        self.worker: WorkerThread | None = None
-        self.server: Server | None = None
+        self._stop: Callable[[], None] = _nothing
 
     def __call__(self, *_: object) -> None:
-        self.wanted = True
-        if self.server is not None:
-            self.server.should_exit = True
-        elif self.worker is not None:  # the start may wait for it
-            self.worker.stop()
+        if not self.wanted:
+            self.wanted = True
+            self._stop()
+
+    def by(self, stop: Callable[[], None]) -> None:
+        """Call `stop`, which does not wait, to end what runs from now on; at once where the end is wanted already."""
+        self._stop = stop
+        if self.wanted:
+            stop()
+
+
+def _nothing() -> None:
+    pass
 
 
 def run(config: Config, role: Role, port: int, *, stay: bool = False) -> None:
@@ -110,11 +122,14 @@ def run(config: Config, role: Role, port: int, *, stay: bool = False) -> None:
     application = Application(config, role=role)
     try:
         password = application.first_start()
-        worker = end.worker = application.worker
+        worker = application.worker
         if role == "worker" and worker is not None:
             worker.on_end = _end_of_worker(application, worker, end, stay=stay)
+        if worker is not None:
+            end.by(worker.stop)  # the start may wait for it
         application.start()
-        end.server = server = _server(application, access_log if config.access_log else None)
+        server = _server(application, access_log if config.access_log else None)
+        end.by(partial(setattr, server, "should_exit", True))
         # What was made so far stays to the end. Passed over by the collector, it costs 20 % less CPU for each small
         # request with 256 connections.
         gc.collect()
@@ -126,6 +141,7 @@ def run(config: Config, role: Role, port: int, *, stay: bool = False) -> None:
             Output().note(f"the worker stopped: {worker.stopped_because}; the log has the details")
             raise typer.Exit(ExitCode.STOPPED_FOR_GOOD if worker.stopped_for_good else ExitCode.SOME_REFUSED)
     finally:
+        end.by(_nothing)
         gc.unfreeze()  # libraries complain of what is left at the end
         application.close()
         listener.close()

@@ -118,9 +118,10 @@ class Worker:
 
     def run(self) -> None:
         """Work until `stop`, or until too many claims fail."""
-        unsubscribe = self._pubsub.subscribe(HURRY_CHANNEL, lambda _: self._hurry.set())
         pause_seconds = 0.0
-        try:
+        with contextlib.ExitStack() as ending:
+            ending.callback(self.caught_up.set)
+            ending.callback(self._pubsub.subscribe(HURRY_CHANNEL, lambda _: self._hurry.set()))
             while not self._stopping.wait(pause_seconds) and self.stopped_because is None:
                 try:
                     # The start waits for `caught_up`: with nothing to catch up on, it must not wait for claims.
@@ -135,9 +136,6 @@ class Worker:
                     self.stopped_because = f"{type(error).__name__}: {error}"
                     self.stopped_for_good = isinstance(error, Corrupt)
                     log.exception("worker_stopped")
-        finally:
-            self.caught_up.set()
-            unsubscribe()
 
     def stop(self) -> None:
         """End `run` after the round it is in."""
