@@ -137,9 +137,12 @@ def test_a_start_that_waits_for_what_an_earlier_end_left_can_be_stopped(data_dir
     payload.symlink_to(payload)  # a disk that fails
     with ThreadPoolExecutor() as threads:
         starting = threads.submit(server.start)
-        wait_until(lambda: '"worker_waits"' in server.log)
-        server.process.terminate()
-        assert server.process.wait(START_CATCH_UP_SECONDS_MAX / 4) == 0
+        try:
+            wait_until(lambda: '"worker_waits"' in server.log)
+            server.process.terminate()
+            assert server.process.wait(START_CATCH_UP_SECONDS_MAX / 4) == 0
+        finally:
+            server.kill()
         with pytest.raises(AssertionError, match="did not start"):
             starting.result()
     kept.replace(payload)

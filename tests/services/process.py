@@ -18,6 +18,8 @@ import psutil
 PORTS = range(10_000, 20_000)
 """SeaweedFS takes each port + 10,000 for gRPC. From 32,768 on the system gives ports to outgoing connections of anybody
 (ip_local_port_range), and a service that was stopped would not find its own again."""
+SHARED_PORTS = 1_000
+"""The first of PORTS are for the process that starts pytest-xdist's workers, and the services that these share."""
 READY_SECONDS = 60.0
 LOG_TAIL_CHARS = 3_000
 
@@ -158,12 +160,18 @@ def _runs(process: psutil.Process) -> bool:
 
 def free_ports(count: int) -> list[int]:
     """Ports of 127.0.0.1 in PORTS that nothing listens on. None is given out twice, in this process or in another
-    worker of pytest-xdist: a service may be stopped and come back to it."""
-    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-    candidates = [port for port in PORTS[worker::workers] if port not in _given]
+    process of this run of pytest-xdist: a service may be stopped and come back to it. Raises ServiceFailed."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    if worker is None:
+        ours = PORTS[:SHARED_PORTS]
+    else:
+        first = SHARED_PORTS + int(worker.removeprefix("gw"))
+        ours = PORTS[first :: int(os.environ["PYTEST_XDIST_WORKER_COUNT"])]
+    candidates = [port for port in ours if port not in _given]
     random.SystemRandom().shuffle(candidates)  # another run of the tests may be beside this one
     ports = list(islice((port for port in candidates if _is_free(port) and _is_free(port + 10_000)), count))
+    if len(ports) < count:
+        raise ServiceFailed(f"{len(ports)} of {len(ours)} ports from {PORTS.start} on are free; {count} are needed")
     _given.update(ports)
     return ports
 
