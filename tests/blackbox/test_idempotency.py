@@ -17,7 +17,7 @@ import pytest
 import zstandard
 from harness import API_KEY, Server, esm_equipment, esm_reading, hours_ago, new_uuid, problem, wait_until
 
-from sensorkeep.limits import BULK_WHOLE_BYTES_MAX
+from sensorkeep.limits import BULK_WHOLE_BYTES_MAX, GENERAL_BODY_BYTES_MAX, SMALL_BODY_BYTES_MAX
 
 
 def batch() -> list[object]:
@@ -106,6 +106,22 @@ def test_a_body_sent_again_is_checked_like_the_first(server: Server, path: str, 
     problem(send_packed(server, path, key, "gzip", gzip.compress(content + b" ")), 422, "idempotency_mismatch")
     problem(send_packed(server, path, key, "gzip", body[:-5]), 400, "bad_encoding")
     assert send_packed(server, path, key, "gzip", body).status_code == 201
+
+
+@pytest.mark.parametrize(
+    ("path", "size"), [("/readings", GENERAL_BODY_BYTES_MAX), ("/temperature_reading", SMALL_BODY_BYTES_MAX)]
+)
+def test_a_body_sent_again_has_the_limits_of_its_route_not_those_of_bulk_bodies(
+    data_dir: Path, path: str, size: int
+) -> None:
+    content, key = CONTENTS["readings" if path == "/readings" else "temperature"][1].ljust(5_000), new_uuid()
+    too_long = content.ljust(size + 1)
+    server = Server(data_dir, SENSORKEEP_MAX_INFLATED_BYTES=1_024).start()
+    try:
+        for body, status in [(too_long, 413), (content, 201), (content, 201), (too_long, 413)]:
+            assert send_packed(server, path, key, "gzip", gzip.compress(body)).status_code == status
+    finally:
+        server.stop()
 
 
 def test_the_same_key_with_another_body_is_a_422(server: Server) -> None:

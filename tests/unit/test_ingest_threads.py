@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import threading
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator, MutableMapping
 from typing import Any, cast
 
 import pytest
@@ -13,6 +14,7 @@ from sensorkeep import limits
 from sensorkeep.auth.credentials import Credential
 from sensorkeep.auth.gate import Admission, Gate
 from sensorkeep.auth.scopes import Scope
+from sensorkeep.catalog.base import IdempotencyKeys, StoredAnswer
 from sensorkeep.clock import SystemClock
 from sensorkeep.errors import SensorkeepError, Unavailable
 from sensorkeep.ingest.accept import Acceptor, IngestSettings
@@ -39,6 +41,19 @@ class HangingAcceptor:
             pass
         raise Unavailable("the object store did not answer in time", code="dependency_down")
 
+    def read(self, chunks: Iterable[bytes], *, digest: hashlib._Hash, **_: object) -> None:
+        for chunk in chunks:
+            digest.update(chunk)
+
+
+class KnownKeys:
+    """Every key was used before, with this content."""
+
+    content = b"once more"
+
+    def begin(self, *_: object) -> tuple[str, StoredAnswer]:
+        return hashlib.sha256(self.content).hexdigest(), StoredAnswer(status=201, headers={}, body=b"first")
+
 
 class OpenGate:
     def admit_now(self, *_: object) -> Admission:
@@ -53,11 +68,16 @@ class World:
         unused = cast(Any, None)
         self.routes = IngestRoutes(
             unused, acceptor=cast(Acceptor, self.acceptor), gatherer=unused, waiters=unused, ledger=unused,
-            idempotency=unused, gate=cast(Gate, OpenGate()), clock=SystemClock(), display_time=unused,
+            idempotency=cast(IdempotencyKeys, KnownKeys()), gate=cast(Gate, OpenGate()), clock=SystemClock(),
+            display_time=unused,
         )  # fmt: skip
+        self.answered: list[MutableMapping[str, Any]] = []
 
-    def send(self, body: bytes, gone: asyncio.Event, *, more: bool = False) -> asyncio.Task[SensorkeepError | None]:
+    def send(
+        self, body: bytes, gone: asyncio.Event, *, more: bool = False, key: bytes = b""
+    ) -> asyncio.Task[SensorkeepError | None]:
         """A client that sends a body, with `more` only its beginning, and leaves when told so. Its refusal, or None."""
+        headers = [(b"idempotency-key", key)] if key else []
         parts = [{"type": "http.request", "body": body, "more_body": more}]
 
         async def receive() -> dict[str, Any]:
@@ -66,10 +86,13 @@ class World:
             await gone.wait()
             return {"type": "http.disconnect"}
 
+        async def answer(message: MutableMapping[str, Any]) -> None:
+            self.answered.append(message)
+
         async def ask() -> SensorkeepError | None:
-            scope = {"type": "http", "path": "/api/v1/telemetry/bulk", "method": "POST", "headers": []}
+            scope = {"type": "http", "path": "/api/v1/telemetry/bulk", "method": "POST", "headers": headers}
             try:
-                await self.routes(scope, receive, cast(Any, None))
+                await self.routes(scope, receive, answer)
             except SensorkeepError as error:
                 return error
             return None
@@ -120,6 +143,17 @@ def test_past_so_many_waiting_bodies_the_next_is_refused_at_once_and_those_have_
         assert world.acceptor.begun[THREADS:] == [b"waits"] * 3
         await world.send(b"again", asyncio.Event())
         assert world.acceptor.begun[-1] == b"again", "there is room again"
+
+    run(act())
+
+
+def test_what_was_answered_before_is_answered_again_though_nothing_can_be_made_durable(world: World) -> None:
+    async def act() -> None:
+        sent = await world.fill()
+        assert await world.send(KnownKeys.content, asyncio.Event(), key=b"known") is None
+        assert [world.answered[0]["status"], world.answered[1]["body"]] == [201, b"first"]
+        world.acceptor.answers.set()
+        await asyncio.gather(*sent)
 
     run(act())
 

@@ -351,7 +351,7 @@ class IdempotencyKeys(Protocol):
     """First answers by (credential, key), kept IDEMPOTENCY_KEPT_SECONDS."""
 
     def begin(self, credential: str, key: str, now_us: int) -> tuple[str, StoredAnswer] | None:
-        """Claim the key: None means go on. Else (payload hash, first answer) of the finished request.
+        """Claim the key: None means go on. Else (SHA-256 of the content, first answer) of the finished request.
         Raises Conflict (`idempotency_in_progress`) while the first one runs. A claim of a process that died ends
         after ten minutes."""
         ...

@@ -130,18 +130,17 @@ class Acceptor:
         claim = self._claim(batch_id, WireFormat.READINGS, batch, options, sender, object_key=key, payload=payload)
         return self._accept(claim, batch, len(body))
 
-    def content_sha256(self, chunks: Iterable[bytes], encoding: str, sender: Sender) -> str:
-        """The SHA-256 of a body's content, in hexadecimal digits. The same content has the same, however it is packed:
-        the header of gzip alone has a time in it (RFC 1952 section 2.3). Takes and raises what `bulk` does, for
-        encodings and sizes."""
-        digest = hashlib.sha256()
-        inflater = make_inflater(encoding, self.options(sender))
+    def read(self, chunks: Iterable[bytes], encoding: str, digest: hashlib._Hash) -> None:
+        """Feed `digest` as `bulk` does, and store nothing. The same content gives the same, however it is packed: the
+        header of gzip alone has a time in it (RFC 1952 section 2.3). Raises as `bulk` does, for encodings and sizes."""
+        inflater = make_inflater(encoding, self.options(Sender("")))
         for chunk in _within(chunks, self.settings.max_wire_bytes):
-            for piece in inflater.feed(chunk):
+            with self._decoding:
+                for piece in inflater.feed(chunk):
+                    digest.update(piece)
+        with self._decoding:
+            for piece in inflater.finish():
                 digest.update(piece)
-        for piece in inflater.finish():
-            digest.update(piece)
-        return digest.hexdigest()
 
     def gathered(self, entries: tuple[Entry, ...], sender: Sender) -> str:
         """Accept single readings, checked and parsed; see ingest/gather.py. Returns the batch id."""

@@ -78,6 +78,13 @@ class _Answer:
     body: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class _Route:
+    answer: Callable[[_Request], Awaitable[_Answer]]
+    read: Callable[[_Request, hashlib._Hash], Awaitable[object]]
+    """Reads the body as `answer` does, within the same limits, and feeds the digest with its content; keeps nothing."""
+
+
 class IngestRoutes:
     """ASGI: serves the ingest routes and hands everything else to `app`."""
 
@@ -106,26 +113,28 @@ class IngestRoutes:
         self._threads = BodyThreads("ingest")
         # Of their own, because a sender that stalls holds its thread: whole bodies must not wait for it.
         self._stream_threads = BodyThreads("ingest-stream")
-        handlers: dict[str, Handler] = {
-            "/telemetry/bulk": self._bulk,
-            "/telemetria/bulk": self._bulk,
-            "/temperature_reading": self._temperature,
-            "/readings": self._readings,
+        # Likewise: what was answered before is answered again though no body can be made durable now.
+        self._again_threads = BodyThreads("ingest-again")
+        bulk = _Route(self._bulk, self._bulk_body)
+        self._routes = {
+            "/api/v1/telemetry/bulk": bulk,
+            "/api/v1/telemetria/bulk": bulk,
+            "/api/telemetria/bulk": bulk,
+            "/api/v1/temperature_reading": _Route(self._temperature, self._temperature_body),
+            "/api/v1/readings": _Route(self._readings, self._readings_body),
         }
-        self._handlers = {"/api/v1" + path: handler for path, handler in handlers.items()}
-        self._handlers["/api/telemetria/bulk"] = self._bulk
 
     async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
         """Serve one connection event stream (ASGI 3)."""
-        handler = self._handlers.get(scope["path"]) if scope["type"] == "http" else None
-        if handler is None:
+        route = self._routes.get(scope["path"]) if scope["type"] == "http" else None
+        if route is None:
             await self._app(scope, receive, send)
             return
         scope["sensorkeep.route"] = scope["path"]  # for the metrics and the access log (web/middleware.py)
         request = await self._admit(scope, receive)
         try:
             key = request.headers.get(b"idempotency-key")
-            answer = await (handler(request) if key is None else self._once(handler, request, key))
+            answer = await (route.answer(request) if key is None else self._once(route, request, key))
         except ClientGone:
             return
         headers = answer.headers + request.answer_headers
@@ -135,8 +144,8 @@ class IngestRoutes:
 
     def close(self) -> None:
         """Finish what runs and end the threads."""
-        self._threads.close()
-        self._stream_threads.close()
+        for threads in (self._threads, self._stream_threads, self._again_threads):
+            threads.close()
 
     async def _admit(self, scope: AsgiScope, receive: Receive) -> _Request:
         if scope["method"] != "POST":
@@ -183,28 +192,15 @@ class IngestRoutes:
 
     async def _bulk(self, request: _Request) -> _Answer:
         accept = partial(self._acceptor.bulk, encoding=request.encoding, sender=request.sender, digest=request.digest)
-        return await self._accepted(request, await self._on_thread(request, accept))
+        accepted = await _on_thread(request, accept, self._threads, self._stream_threads)
+        return await self._accepted(request, accepted)
 
-    async def _on_thread(self, request: _Request, use: Callable[[Iterable[bytes]], Result]) -> Result:
-        """What `use` makes of the body on a thread: all of it at once where it is small, else chunk by chunk."""
-        body = request.body
-        start = await body.up_to(limits.BULK_WHOLE_BYTES_MAX)
-        if body.complete:
-            return await self._threads.run(partial(use, [start]), len(start), body.left)
-        pipe = BodyPipe(asyncio.get_running_loop())
-        await pipe.put(start)
-        feeding = asyncio.ensure_future(_feed(body, pipe))
-        work, left = partial(use, pipe), partial(_left, feeding, body)
-        using = asyncio.ensure_future(self._stream_threads.run(work, limits.INFLATE_OUTPUT_BYTES, left))
-        either: set[asyncio.Future[Any]] = {using, feeding}
-        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-        if not feeding.done():  # refused before its end: the rest is not read
-            feeding.cancel()
-            request.answer_headers.append((b"connection", b"close"))
-        return await using
+    async def _bulk_body(self, request: _Request, digest: hashlib._Hash) -> None:
+        read = partial(self._acceptor.read, encoding=request.encoding, digest=digest)
+        await _on_thread(request, read, self._again_threads, self._again_threads)
 
     async def _readings(self, request: _Request) -> _Answer:
-        body = await self._small_body(request, limits.GENERAL_BODY_BYTES_MAX)
+        body = await self._readings_body(request, request.digest)
         plain = body.lstrip()[:1] == b"{" and len(body) <= limits.SMALL_BODY_BYTES_MAX
         if not plain or request.backfill or request.wait_seconds:  # a batch of its own, with counts of its own
             return await self._readings_batch(request, body)
@@ -222,12 +218,15 @@ class IngestRoutes:
         }
         return _Answer(201, [_JSON, _location(ticket.batch_id)], encode(answer))
 
+    async def _readings_body(self, request: _Request, digest: hashlib._Hash | None) -> bytes:
+        return await _small_body(request, limits.GENERAL_BODY_BYTES_MAX, digest)
+
     async def _readings_batch(self, request: _Request, body: bytes) -> _Answer:
         work = partial(self._acceptor.readings, body, request.sender)
         return await self._accepted(request, await self._threads.run(work, len(body), request.body.left))
 
     async def _temperature(self, request: _Request) -> _Answer:
-        body = await self._small_body(request, limits.SMALL_BODY_BYTES_MAX)
+        body = await self._temperature_body(request, request.digest)
         reading = parse_temperature(body)
         entry = self._entry(request, TEMPERATURE, reading, body)
         ticket = await self._gatherer.submit(entry, urgent=request.wait_seconds > 0)
@@ -236,19 +235,14 @@ class IngestRoutes:
         date, time = self._display_time.date_and_time(entry.time_us)
         return _Answer(201, [_JSON], encode(temperature_answer(entry, date, time)))
 
+    async def _temperature_body(self, request: _Request, digest: hashlib._Hash | None) -> bytes:
+        return await _small_body(request, limits.SMALL_BODY_BYTES_MAX, digest)
+
     def _entry(self, request: _Request, kind: str, parsed: Parsed, body: bytes) -> Entry:
         received_us = self._clock.now_us()
         options = self._acceptor.options(request.sender)
         time_us = check_time(parsed.timestamp, options)
         return Entry(kind, received_us, 0, request.client_ip, body, parsed, time_us)
-
-    async def _small_body(self, request: _Request, size_max: int) -> bytes:
-        body = await request.body.whole(size_max, "send larger bodies to /api/v1/telemetry/bulk")
-        if request.encoding not in ("identity", ""):
-            body = inflate_whole(body, request.encoding, size_max)
-        if request.digest is not None:
-            request.digest.update(body)
-        return body
 
     async def _accepted(self, request: _Request, accepted: Accepted) -> _Answer:
         body = answer_body(accepted)
@@ -263,12 +257,12 @@ class IngestRoutes:
         deadline = loop.time() + request.wait_seconds
         event = self._waiters.expect(batch_id)
         try:
-            batch = await self._settled(batch_id, deadline + limits.SETTLED_POLL_SECONDS)
+            batch = await self._settled(batch_id, deadline)
             while batch is None and (left := deadline - loop.time()) > 0:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(event.wait(), min(left, limits.SETTLED_POLL_SECONDS))
                 event.clear()
-                batch = await self._settled(batch_id, deadline + limits.SETTLED_POLL_SECONDS)
+                batch = await self._settled(batch_id, deadline)
         finally:
             self._waiters.forget(batch_id)
         request.answer_headers.append((b"preference-applied", b"wait=%d" % request.wait_seconds))
@@ -292,7 +286,7 @@ class IngestRoutes:
             return None
         return None if batch.state == "accepted" else batch
 
-    async def _once(self, handler: Handler, request: _Request, raw_key: bytes) -> _Answer:
+    async def _once(self, route: _Route, request: _Request, raw_key: bytes) -> _Answer:
         """Serve a request with an Idempotency-Key: the first answer is kept and given again.
 
         https://datatracker.ietf.org/doc/draft-ietf-httpapi-idempotency-key-header/
@@ -303,11 +297,12 @@ class IngestRoutes:
         begin, now_us = self._idempotency.begin, self._clock.now_us()
         owner = f"{request.credential} {request.route}"  # a key belongs to a route
         first = await asyncio.to_thread(begin, owner, key, now_us)
-        if first is not None:
-            return await self._again(request, *first)
         digest = request.digest = hashlib.sha256()
+        if first is not None:
+            await route.read(request, digest)
+            return _again(digest.hexdigest(), *first)
         try:
-            answer = await handler(request)
+            answer = await route.answer(request)
         except BaseException:
             await asyncio.to_thread(self._idempotency.abandon, owner, key)
             raise
@@ -322,16 +317,45 @@ class IngestRoutes:
             log.warning("idempotency_key_not_kept", code=error.code, detail=error.detail)
         return answer
 
-    async def _again(self, request: _Request, payload_sha256: str, first: StoredAnswer) -> _Answer:
-        content = partial(self._acceptor.content_sha256, encoding=request.encoding, sender=request.sender)
-        if await self._on_thread(request, content) != payload_sha256:
-            detail = "this Idempotency-Key was used with another body; use a new key for a new body"
-            raise InvalidInput(detail, code="idempotency_mismatch")
-        headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in first.headers.items()]
-        return _Answer(first.status, [*headers, (b"idempotency-replayed", b"true")], first.body)
+
+def _again(content_sha256: str, first_sha256: str, first: StoredAnswer) -> _Answer:
+    """The first answer for the same content. Raises InvalidInput (422) for another."""
+    if content_sha256 != first_sha256:
+        detail = "this Idempotency-Key was used with another body; use a new key for a new body"
+        raise InvalidInput(detail, code="idempotency_mismatch")
+    headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in first.headers.items()]
+    return _Answer(first.status, [*headers, (b"idempotency-replayed", b"true")], first.body)
 
 
-Handler = Callable[[_Request], Awaitable[_Answer]]
+async def _small_body(request: _Request, size_max: int, digest: hashlib._Hash | None) -> bytes:
+    """All of a body's content, with which `digest` is fed. Raises LimitExceeded past `size_max` bytes."""
+    body = await request.body.whole(size_max, "send larger bodies to /api/v1/telemetry/bulk")
+    if request.encoding not in ("identity", ""):
+        body = inflate_whole(body, request.encoding, size_max)
+    if digest is not None:
+        digest.update(body)
+    return body
+
+
+async def _on_thread(
+    request: _Request, use: Callable[[Iterable[bytes]], Result], whole: BodyThreads, streams: BodyThreads
+) -> Result:
+    """What `use` makes of the body on a thread of `whole`, where it is small, or chunk by chunk on one of `streams`."""
+    body = request.body
+    start = await body.up_to(limits.BULK_WHOLE_BYTES_MAX)
+    if body.complete:
+        return await whole.run(partial(use, [start]), len(start), body.left)
+    pipe = BodyPipe(asyncio.get_running_loop())
+    await pipe.put(start)
+    feeding = asyncio.ensure_future(_feed(body, pipe))
+    work, left = partial(use, pipe), partial(_left, feeding, body)
+    using = asyncio.ensure_future(streams.run(work, limits.INFLATE_OUTPUT_BYTES, left))
+    either: set[asyncio.Future[Any]] = {using, feeding}
+    await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+    if not feeding.done():  # refused before its end: the rest is not read
+        feeding.cancel()
+        request.answer_headers.append((b"connection", b"close"))
+    return await using
 
 
 async def _feed(body: BodyReader, pipe: BodyPipe) -> Exception | None:

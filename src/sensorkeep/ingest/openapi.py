@@ -184,7 +184,7 @@ _PARAMETERS = [
     _header(
         "Prefer", "`wait=N` (at most 30) holds the answer until it is stored; `backfill` (scope admin).", "wait=10"
     ),
-    _header("Idempotency-Key", "The same key and body gives the first answer again, for 24 hours.", "batch-4711"),
+    _header("Idempotency-Key", "The same key and content give the first answer again, for 24 hours.", "batch-4711"),
 ]
 
 

@@ -1,4 +1,4 @@
-"""The threads that make bodies durable, and the requests that wait for one of them."""
+"""The threads that read bodies and make them durable, and the requests that wait for one of them."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class BodyThreads:
     async def _turn(self, size: int, left: Callable[[], Awaitable[Exception]]) -> None:
         room = self._waiting_bytes + size <= limits.BODIES_WAITING_BYTES_MAX or not self._waiting
         if self._waiting >= limits.BODIES_WAITING_MAX or not room:
-            raise Unavailable("too many requests wait to be made durable")
+            raise Unavailable("too many requests wait for their turn")
         turn = asyncio.ensure_future(self._free.acquire())
         leaving = asyncio.ensure_future(left())
         self._waiting += 1
