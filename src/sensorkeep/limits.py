@@ -435,6 +435,10 @@ HEALTH_CHECK_SECONDS = 2.0
 """A dependency that has not answered its check by then counts as down."""
 HEALTH_CACHED_SECONDS = 1.0
 """Health answers are shared this long, so that polling them costs the dependencies nothing."""
+ACCESS_LOG_SECONDS = 0.25
+"""Access log lines are gathered this long: a write for each would cost more than the rest of the log."""
+ACCESS_LOG_BYTES_MAX = 64 * KIB
+"""Gathered access log lines are written at once past this."""
 
 # --- catalog ------------------------------------------------------------------------------------------------------
 CATALOG_BUSY_SECONDS = 10
@@ -582,7 +586,7 @@ SUMMARY_EXACT_DAYS_MAX = 2
 """Longest range summarized from raw, percentiles too."""
 SUMMARY_HOURS_DAYS_MAX = 14
 """Longest range summarized from hours; longer ones take whole days."""
-ACCESS_LOG_SECONDS = 0.25
-"""Access log lines are gathered this long: a write for each would cost more than the rest of the log."""
-ACCESS_LOG_BYTES_MAX = 64 * KIB
-"""Gathered access log lines are written at once past this."""
+STATEMENTS_KEPT_MAX = 128
+STATEMENT_CHARS_KEPT_MAX = 2_000
+"""Statements that DuckDB has parsed are kept, so many of at most so many characters each, which take up to 30 bytes for
+each character. Statements over many days are longer, and their parsing is little of what they cost."""

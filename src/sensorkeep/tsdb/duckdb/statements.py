@@ -12,11 +12,11 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
+from sensorkeep.limits import STATEMENT_CHARS_KEPT_MAX, STATEMENTS_KEPT_MAX
 from sensorkeep.tsdb.statements import load_statements
 
 _STATEMENTS = load_statements(("duckdb_schema", "duckdb_write", "duckdb_rollup", "duckdb_maintain", "duckdb_read"))
 _EPOCH = date(1970, 1, 1)
-_PARSED_MAX = 256
 _parsed: dict[str, duckdb.Statement] = {}
 """Statements as DuckDB's parser understood them, by text: of what a small one costs a quarter is the parser's. They
 belong to no connection, and each run copies what it runs."""
@@ -51,7 +51,8 @@ def _parse(connection: duckdb.DuckDBPyConnection, text: str) -> duckdb.Statement
     known = _parsed.get(text)
     if known is None:
         (known,) = connection.extract_statements(text)
-        if len(_parsed) >= _PARSED_MAX:  # tables of days come and go
-            _parsed.clear()
-        _parsed[text] = known
+        if len(text) <= STATEMENT_CHARS_KEPT_MAX:
+            if len(_parsed) >= STATEMENTS_KEPT_MAX:  # tables of days come and go
+                _parsed.clear()
+            _parsed[text] = known
     return known
