@@ -21,6 +21,7 @@ PORTS = range(10_000, 20_000)
 SHARED_PORTS = 1_000
 """The first of PORTS are for the process that starts pytest-xdist's workers, and the services that these share."""
 READY_SECONDS = 60.0
+END_SECONDS = 30.0
 LOG_TAIL_CHARS = 3_000
 
 _given: set[int] = set()
@@ -95,11 +96,21 @@ class Service:
 
     def kill(self) -> None:
         """End it as a power cut would, without a word to anybody. Idempotent."""
-        self._end(signal.SIGKILL)
+        if self.process is not None:
+            self.pause()  # or it could make another child meanwhile, which would keep what the next start needs
+            family = self._family()
+            self._end(signal.SIGKILL)
+            for each in family:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    each.kill()
+            deadline = time.monotonic() + END_SECONDS
+            while alive := [each for each in family if _status(each) not in _ENDED]:
+                assert time.monotonic() < deadline, f"{self.name}: {alive} cannot be killed"
+                time.sleep(0.001)
 
     def pause(self) -> None:
         """Let it hang: its connections stay open and nothing answers. Returns when all of it has stopped."""
-        while running := [each for each in self._family() if _runs(each)]:
+        while running := [each for each in self._family() if _status(each) not in (psutil.STATUS_STOPPED, *_ENDED)]:
             for each in running:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     each.suspend()
@@ -140,22 +151,19 @@ class Service:
                 os.killpg(process.pid, wanted)
             except ProcessLookupError:
                 break
-            try:
-                process.wait(30)
-            except subprocess.TimeoutExpired:
-                continue
-            # Children that share its session go with it.
-            if wanted is not signal.SIGKILL:
-                continue
-            break
-        process.wait(30)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(END_SECONDS)
+        process.wait(END_SECONDS)
 
 
-def _runs(process: psutil.Process) -> bool:
+_ENDED = (None, psutil.STATUS_ZOMBIE)
+
+
+def _status(process: psutil.Process) -> str | None:
     try:
-        return process.status() not in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE)
+        return process.status()
     except psutil.NoSuchProcess:
-        return False
+        return None
 
 
 def free_ports(count: int) -> list[int]:
