@@ -30,8 +30,8 @@ def names(deliveries: Sequence[Delivery]) -> list[str]:
     return [delivery.claim.batch_id for delivery in deliveries]
 
 
-def wait_until(holds: Callable[[], object], what: str, seconds: float = DEADLINE_SECONDS) -> None:
-    deadline = time.monotonic() + seconds
+def wait_until(holds: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + DEADLINE_SECONDS
     while not holds():
         assert time.monotonic() < deadline, what
         time.sleep(0.01)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -15,12 +16,13 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its way to 
     OffsetSpec,
     ResourceType,
 )
-from queue_kafka_world import KafkaWorld, claim, fetch_all, kafka, names, wait_until
+from queue_kafka_world import NO_BOUND, KafkaWorld, claim, fetch_all, kafka, names, wait_until
 from structlog.testing import capture_logs
 
 from sensorkeep.clock import ManualClock, SystemClock
 from sensorkeep.errors import BadConfig, Corrupt, LimitExceeded, Unavailable, Uncertain
 from sensorkeep.limits import KAFKA_CLIENT_LOG_SECONDS, KAFKA_ROOM_SECONDS_MAX, WORKER_FAILURES_MAX
+from sensorkeep.queue.base import Delivery
 from sensorkeep.queue.kafka import KafkaClaimQueue, client, topic
 from sensorkeep.queue.kafka.consumer import GroupConsumer
 
@@ -321,6 +323,24 @@ def test_a_topic_of_which_most_messages_are_no_claims_stops_the_worker_and_keeps
     assert queue.depth().claims == 200 - WORKER_FAILURES_MAX
     with pytest.raises(Corrupt):  # the rest was given back
         fetch_all(queue, 1)
+
+
+def test_dead_letters_whose_topic_was_deleted_hold_up_no_claim(kafka: KafkaWorld) -> None:
+    queue, dead_letters = kafka.open(), f"{kafka.topic}.dead-letter"
+    kafka.admin.delete_topics([dead_letters])[dead_letters].result()
+    wait_until(lambda: dead_letters not in kafka.admin.list_topics().topics, "the topic is not gone")
+    kafka.write_raw([b"garbage"], b"key")
+    queue.publish([claim("1", "key")])
+    fetched: list[Delivery] = []
+
+    def comes() -> bool:
+        with suppress(Unavailable):
+            fetched.extend(queue.fetch(NO_BOUND, NO_BOUND, 0.5))
+        return bool(fetched)
+
+    wait_until(comes, "the garbage holds it up")
+    assert names(fetched) == ["1"]
+    assert kafka.read(dead_letters, 1)[0].value() == b"garbage"
 
 
 def test_a_foreign_message_too_long_for_the_dead_letters_is_cut_there_and_holds_up_nothing(kafka: KafkaWorld) -> None:

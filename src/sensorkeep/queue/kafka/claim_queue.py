@@ -176,14 +176,21 @@ class KafkaClaimQueue:
         place = f"{self._topic}/{held.partition}/{held.offset}"
         record = Record(b"", held.content, [("origin", place), ("reason", "it does not decode as a claim")])
         try:
-            self._publisher.publish(self._dead_letters.name, [record])
+            self._send_to_dead_letters(record)
         except LimitExceeded:  # no claim is nearly as long, and what follows must not wait behind it for ever
             cut = record._replace(value=held.content[:KAFKA_DEAD_LETTER_BYTES_CUT])
             cut.headers.append(("cut_from_bytes", str(len(held.content))))
-            self._publisher.publish(self._dead_letters.name, [cut])
+            self._send_to_dead_letters(cut)
         self._member().acknowledge([held.token])
         self._set_aside_count += 1
         log.error("claim_set_aside", origin=place, topic=self._dead_letters.name, size_bytes=len(held.content))
+
+    def _send_to_dead_letters(self, record: Record) -> None:
+        try:
+            self._publisher.publish(self._dead_letters.name, [record])
+        except Unavailable:  # somebody may have deleted the topic, and what is no claim holds up all behind it
+            prepare_topic(self._brokers, self._dead_letters, self._client_log, self._clock)
+            self._publisher.publish(self._dead_letters.name, [record])
 
     def _trim(self) -> None:
         if self._trimming.acquire(blocking=False):

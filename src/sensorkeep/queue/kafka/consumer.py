@@ -174,7 +174,7 @@ class GroupConsumer:
         if thread is not None:
             thread.join(KAFKA_CLOSE_SECONDS_MAX)
             if thread.is_alive():
-                log.warning("kafka_group_not_left", detail="the brokers did not answer")
+                log.warning("kafka_group_not_left", detail="the brokers did not answer in time")
 
     # --- the polling thread ---
 
@@ -225,8 +225,10 @@ class GroupConsumer:
                 self._failure = error
                 self._arrived.notify_all()
         finally:
-            self._consumer.unsubscribe()  # closing alone does not leave the group where no partition is ours
-            self._consumer.close()
+            try:
+                self._consumer.unsubscribe()  # closing alone does not leave the group where no partition is ours
+            finally:
+                self._consumer.close()
 
     def _receive(self, message: Message) -> None:
         error = message.error()

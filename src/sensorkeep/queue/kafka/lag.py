@@ -7,7 +7,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
-from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]  # its way to export
+from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its way to export
+    AdminClient,
+    OffsetSpec,
+    TopicMetadata,
+)
 
 from sensorkeep.clock import Clock
 from sensorkeep.errors import BadConfig, Unavailable
@@ -167,10 +171,14 @@ class Lag:
         (compare https://github.com/confluentinc/librdkafka/issues/4620).
         """
         for client in (self._reader_now(), self._admin):
-            found = client.list_topics(self._topic, timeout=self._left(deadline)).topics[self._topic]
-        if found.error is not None:
-            raise KafkaException(found.error)
+            while (found := self._described(client, deadline)).error is not None:
+                if found.error.code() not in _PASSING or self._clock.monotonic() > deadline:
+                    raise KafkaException(found.error)
+                time.sleep(_AGAIN_SECONDS)
         return list(found.partitions)
+
+    def _described(self, client: Consumer | AdminClient, deadline: float) -> TopicMetadata:
+        return client.list_topics(self._topic, timeout=self._left(deadline)).topics[self._topic]
 
     def _offsets(self, numbers: list[int], which: OffsetSpec, deadline: float) -> dict[int, int]:
         asked = {TopicPartition(self._topic, p): which for p in numbers}

@@ -110,7 +110,7 @@ class Publisher:
             self._cautious = True
             raise Uncertain("Kafka: the client does not tell what became of a claim", code="dependency_down")
         if receipts.errors:
-            raise self._failure(receipts.errors, len(records))
+            raise self._failure(topic, receipts.errors, len(records))
 
     def close(self) -> None:
         """Let go of the client; calls that wait for an answer get one. Idempotent."""
@@ -124,14 +124,14 @@ class Publisher:
 
     # --- the outcome ---
 
-    def _failure(self, errors: Sequence[KafkaError], count: int) -> Unavailable | LimitExceeded:
+    def _failure(self, topic: str, errors: Sequence[KafkaError], count: int) -> Unavailable | LimitExceeded:
         error = errors[0]
         if error.code() == KafkaError.MSG_SIZE_TOO_LARGE and count == 1:
-            return LimitExceeded(f"the claim is larger than the topic takes (its max.message.bytes): {error.str()}")
+            return LimitExceeded(f"the claim is larger than {topic} takes (its max.message.bytes): {error.str()}")
         self._cautious = True
         if len(errors) == count and all(each.code() in _NOT_APPENDED for each in errors):
-            return unavailable("the claim was not published", error)
-        return Uncertain(f"Kafka: the claim was perhaps not published: {error.str()}", code="dependency_down")
+            return unavailable(f"nothing was published to {topic}", error)
+        return Uncertain(f"Kafka: perhaps nothing was published to {topic}: {error.str()}", code="dependency_down")
 
     def _require_presence(self) -> None:
         """While cautious, look whether the brokers are there; one looks for all. Raises Unavailable."""

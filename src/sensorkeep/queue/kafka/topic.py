@@ -101,7 +101,7 @@ class _Preparation:
         last: KafkaError | None = None
         while True:
             try:
-                # All of them: to ask for one makes it, with the brokers' own settings, where those allow that.
+                # All of them: one that is asked for and not there is an error, which a start must tell from others.
                 topics = self._admin.list_topics(timeout=_LOOK_SECONDS).topics
                 if wanted(topics):
                     return topics
