@@ -63,13 +63,16 @@ class FakeApplication:
         self.worker = FakeWorker()
         self.queue_closed = threading.Event()
         self.system = SimpleNamespace(backends=SimpleNamespace(queue=SimpleNamespace(close=self.queue_closed.set)))
+        self.password: str | None = None
+        self.data_dir = None
         self.on_first_start: Callable[[], None] = lambda: None
         self.on_start: Callable[[], None] = lambda: None
         self.on_serve: Callable[[], None] = lambda: None
         self.closed = False
 
-    def first_start(self) -> None:
+    def first_start(self) -> str | None:
         self.on_first_start()
+        return self.password
 
     def start(self) -> None:
         self.on_start()
@@ -157,6 +160,16 @@ def test_a_signal_during_the_start_ends_the_process_before_it_serves(
     assert ends_with() == 0
     assert told_before == [True]  # or the start would wait for it
     assert not served.is_set()
+
+
+def test_the_first_password_is_told_though_the_start_is_ended(
+    application: FakeApplication, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The next start would not know it."""
+    application.password = "made-at-the-first-start"
+    application.on_start = lambda: os.kill(os.getpid(), signal.SIGTERM)
+    assert ends_with() == 0
+    assert capsys.readouterr().out.count(application.password) == 1
 
 
 def test_a_second_signal_stops_nothing_twice(application: FakeApplication) -> None:

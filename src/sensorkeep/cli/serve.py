@@ -120,6 +120,7 @@ def run(config: Config, role: Role, port: int, *, stay: bool = False) -> None:
         signal.signal(kind, end)
     listener = _listen(config.host, port)
     application = Application(config, role=role)
+    password = None
     try:
         password = application.first_start()
         worker = application.worker
@@ -136,12 +137,15 @@ def run(config: Config, role: Role, port: int, *, stay: bool = False) -> None:
         gc.freeze()
         if not end.wanted:
             _greet(application, listener.getsockname()[1], password)
+            password = None
             server.run(sockets=[listener])
         if role == "worker" and worker is not None and worker.stopped_because is not None:
             Output().note(f"the worker stopped: {worker.stopped_because}; the log has the details")
             raise typer.Exit(ExitCode.STOPPED_FOR_GOOD if worker.stopped_for_good else ExitCode.SOME_REFUSED)
     finally:
         end.by(_nothing)
+        if password is not None:  # it did not come to be served, and the next start would not know it
+            _tell_password(application, password)
         gc.unfreeze()  # libraries complain of what is left at the end
         application.close()
         listener.close()
@@ -230,19 +234,23 @@ def _greet(application: Application, port: int, password: str | None) -> None:
     if password is None:
         output.line(f"  try it:   curl {address}/api/v1/health")
     else:
-        _tell_first_steps(application, address, password)
+        _tell_password(application, password)
+        _tell_first_steps(application, address)
 
 
-def _tell_first_steps(application: Application, address: str, password: str) -> None:
+def _tell_password(application: Application, password: str) -> None:
+    change = f"{sys.argv[0]} user password admin"
+    if application.data_dir is not None:
+        change += f" --data-dir {application.data_dir}"
+    Output().line(f"  user:     admin, password {password}  (shown only now; change it with: {change})")
+
+
+def _tell_first_steps(application: Application, address: str) -> None:
     output = Output()
     now_us = application.system.clock.now_us()
     issued = application.system.auth.administration.issue_key(
         "first steps", ["ingest", "read"], LOCAL_ACTOR, expires_us=now_us + FIRST_KEY_SECONDS * MICROSECONDS
     )
-    change = f"{sys.argv[0]} user password admin"
-    if application.data_dir is not None:
-        change += f" --data-dir {application.data_dir}"
-    output.line(f"  user:     admin, password {password}  (shown only now; change it with: {change})")
     output.line("  send a reading and read it back (this key ends in 24 hours):")
     output.line(
         f"    curl -X POST {address}/api/v1/temperature_reading -H 'X-API-Key: {issued.secret}'"
