@@ -75,8 +75,6 @@ class PostgreSQL(Service):
         return subprocess.run(ready, check=False, timeout=10).returncode == 0
 
     def __exit__(self, *_: object) -> None:
-        if self.process is not None:
-            self.resume()  # those that serve a connection, where they hang, would not notice that the server has ended
         self.kill()
         shutil.rmtree(self._data, ignore_errors=True)
 

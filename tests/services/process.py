@@ -92,25 +92,39 @@ class Service:
 
     def stop(self) -> None:
         """End it as its operator would. Idempotent."""
-        self._end(self.stop_signal)
+        if self.process is None:
+            return
+        _signal_group(self.process, self.stop_signal)
+        try:
+            self.process.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.kill()
+        else:
+            _signal_group(self.process, signal.SIGKILL)  # what it left
+            self.process = None
 
     def kill(self) -> None:
         """End it as a power cut would, without a word to anybody. Idempotent."""
-        if self.process is not None:
-            self.pause()  # or it could make another child meanwhile, which would keep what the next start needs
-            family = self._family()
-            self._end(signal.SIGKILL)
-            for each in family:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    each.kill()
-            deadline = time.monotonic() + END_SECONDS
-            while alive := [each for each in family if _status(each) not in _ENDED]:
-                assert time.monotonic() < deadline, f"{self.name}: {alive} cannot be killed"
-                time.sleep(0.001)
+        if self.process is None:
+            return
+        self.pause()  # or it could make another child meanwhile, which would keep what the next start needs
+        family = self._family()
+        _signal_group(self.process, signal.SIGKILL)
+        for each in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
+        self.process.wait(END_SECONDS)
+        self.process = None
+        deadline = time.monotonic() + END_SECONDS
+        while alive := [each for each in family if _status(each) not in _ENDED]:
+            assert time.monotonic() < deadline, f"{self.name}: {alive} cannot be killed"
+            time.sleep(0.001)
 
     def pause(self) -> None:
         """Let it hang: its connections stay open and nothing answers. Returns when all of it has stopped."""
+        deadline = time.monotonic() + END_SECONDS
         while running := [each for each in self._family() if _status(each) not in (psutil.STATUS_STOPPED, *_ENDED)]:
+            assert time.monotonic() < deadline, f"{self.name}: {running} cannot be paused"
             for each in running:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     each.suspend()
@@ -134,26 +148,21 @@ class Service:
         self.kill()
 
     def _family(self) -> list[psutil.Process]:
-        """Its process and all below it, of which some may be in process groups of their own."""
+        """Its process and all below it, of which some may be in process groups of their own. Nothing once it has ended:
+        its number may be another's."""
         assert self.process is not None
+        if self.process.poll() is not None:
+            return []
         try:
             first = psutil.Process(self.process.pid)
             return [first, *first.children(recursive=True)]
         except psutil.NoSuchProcess:
             return []
 
-    def _end(self, kind: signal.Signals) -> None:
-        process, self.process = self.process, None
-        if process is None:
-            return
-        for wanted in (kind, signal.SIGKILL):
-            try:
-                os.killpg(process.pid, wanted)
-            except ProcessLookupError:
-                break
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(END_SECONDS)
-        process.wait(END_SECONDS)
+
+def _signal_group(process: subprocess.Popen[bytes], kind: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, kind)
 
 
 _ENDED = (None, psutil.STATUS_ZOMBIE)

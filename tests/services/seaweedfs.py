@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sysconfig
 from http.client import HTTPConnection
 from pathlib import Path
@@ -17,7 +16,6 @@ class SeaweedFS(Service):
     """Master, volume server, filer and S3 in one. SIGTERM takes it 15 s, so it is always killed."""
 
     name = "seaweedfs"
-    stop_signal = signal.SIGKILL
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -52,8 +50,13 @@ class SeaweedFS(Service):
         """Whether S3 answers, and the filer can give out room for a file."""
         return self._status(self._s3, "/healthz") == 200 and self._status(self._master, "/dir/assign") == 200
 
-    def _end(self, kind: signal.Signals) -> None:
-        super()._end(kind)
+    def stop(self) -> None:
+        """As a power cut would. Idempotent."""
+        self.kill()
+
+    def kill(self) -> None:
+        """As any service. Idempotent."""
+        super().kill()
         # Killed, it leaves its sockets behind, whose place cannot be chosen.
         for port in (self._master, self._volume, self._filer, self._s3):
             for number in (port, port + 10_000):
