@@ -77,6 +77,8 @@ PREFER_WAIT_SECONDS_MAX = 30
 """Longest `Prefer: wait=N` honoured."""
 SETTLED_POLL_SECONDS = 0.5
 """How often a request that waits looks by itself: a notice from another process may be lost."""
+SETTLED_LOOK_SECONDS = 0.1
+"""It looks a last time so long before its time is over."""
 IDEMPOTENCY_KEY_CHARS_MAX = 255
 IDEMPOTENCY_KEPT_SECONDS = 24 * 3600
 EXTERNAL_ID_CHARS_MAX = 128

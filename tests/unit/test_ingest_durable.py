@@ -11,9 +11,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import msgspec
 import pytest
 from structlog.testing import capture_logs
 
+from sensorkeep import limits
 from sensorkeep.auth.credentials import Credential
 from sensorkeep.auth.gate import Admission, Gate
 from sensorkeep.auth.scopes import Scope
@@ -94,8 +96,23 @@ class HangingLedger:
         raise Unavailable(f"nobody knows of {batch_id}")
 
 
-def test_who_waits_for_its_rows_waits_no_longer_than_it_said_though_the_catalog_hangs(pipeline: Pipeline) -> None:
-    ledger, unused = HangingLedger(), cast(Any, None)
+class LateLedger:
+    """A catalog that says at the second time that a batch is stored."""
+
+    def __init__(self, ledger: BatchLedger) -> None:
+        self._ledger = ledger
+        self._asked = 0
+        self.answers = threading.Event()
+
+    def batch(self, batch_id: str) -> Batch:
+        self._asked += 1
+        batch = self._ledger.batch(batch_id)
+        return batch if self._asked == 1 else msgspec.structs.replace(batch, state="stored")
+
+
+def answer_of_one_that_waits(pipeline: Pipeline, ledger: HangingLedger | LateLedger) -> dict[str, Any]:
+    """The answer to `Prefer: wait=1`, where no notice comes and nobody looks in between."""
+    unused = cast(Any, None)
     admission = Admission(Credential("c", "key", "c", frozenset({Scope.INGEST}), 1), None)
     routes = IngestRoutes(
         unused, acceptor=pipeline.acceptor, gatherer=unused, waiters=SettledWaiters(pipeline.pubsub),
@@ -123,4 +140,20 @@ def test_who_waits_for_its_rows_waits_no_longer_than_it_said_though_the_catalog_
     finally:
         routes.close()
     assert answered[0]["status"] == 201
-    assert json.loads(answered[1]["body"])["status"] == "accepted"
+    answer: dict[str, Any] = json.loads(answered[1]["body"])
+    return answer
+
+
+@pytest.fixture
+def no_look_in_between(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "SETTLED_POLL_SECONDS", 10.0)
+
+
+@pytest.mark.usefixtures("no_look_in_between")
+def test_who_waits_for_its_rows_waits_no_longer_than_it_said_though_the_catalog_hangs(pipeline: Pipeline) -> None:
+    assert answer_of_one_that_waits(pipeline, HangingLedger())["status"] == "accepted"
+
+
+@pytest.mark.usefixtures("no_look_in_between")
+def test_who_waits_for_its_rows_looks_once_more_before_its_time_is_over(pipeline: Pipeline) -> None:
+    assert answer_of_one_that_waits(pipeline, LateLedger(pipeline.ledger))["status"] == "stored"

@@ -32,6 +32,7 @@ class HangingAcceptor:
     def __init__(self) -> None:
         self.answers = threading.Event()
         self.begun: list[bytes] = []
+        self.read_now: list[bytes] = []
 
     def bulk(self, chunks: Iterable[bytes], **_: object) -> None:
         chunks = iter(chunks)
@@ -44,6 +45,7 @@ class HangingAcceptor:
     def read(self, chunks: Iterable[bytes], *, digest: hashlib._Hash, **_: object) -> None:
         for chunk in chunks:
             digest.update(chunk)
+            self.read_now.append(chunk[:8])
 
 
 class KnownKeys:
@@ -154,6 +156,19 @@ def test_what_was_answered_before_is_answered_again_though_nothing_can_be_made_d
         assert [world.answered[0]["status"], world.answered[1]["body"]] == [201, b"first"]
         world.acceptor.answers.set()
         await asyncio.gather(*sent)
+
+    run(act())
+
+
+def test_slow_senders_of_what_was_answered_before_hold_up_no_whole_body(world: World) -> None:
+    async def act() -> None:
+        start = bytes(limits.BULK_WHOLE_BYTES_MAX + 1)
+        slow = [world.send(start, asyncio.Event(), more=True, key=b"known") for _ in range(THREADS + 1)]
+        await until(lambda: len(world.acceptor.read_now) == THREADS)
+        assert await world.send(KnownKeys.content, asyncio.Event(), key=b"known") is None
+        for each in slow:
+            each.cancel()
+        await asyncio.gather(*slow, return_exceptions=True)
 
     run(act())
 

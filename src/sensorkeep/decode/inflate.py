@@ -25,6 +25,7 @@ from sensorkeep.limits import (
 )
 
 _IsalError = cast("type[Exception]", igzip_lib.IsalError)  # its stub calls the class an instance
+_SETTING = "SENSORKEEP_MAX_INFLATED_BYTES"
 _GZIP_WBITS = 31  # zlib's name for "gzip header and trailer expected"
 
 
@@ -43,13 +44,14 @@ class Inflater(Protocol):
         ...
 
 
-def make_inflater(encoding: str, options: DecodeOptions) -> Inflater:
-    """An inflater for a Content-Encoding ("", identity, gzip, x-gzip, zstd; case does not matter).
+def make_inflater(encoding: str, options: DecodeOptions, advice: str = _SETTING) -> Inflater:
+    """An inflater for a Content-Encoding ("", identity, gzip, x-gzip, zstd; case does not matter). `advice` says what
+    to do about a body that is too large.
 
     Raises InvalidInput (`unsupported_media_type`) for any other.
     """
     name = encoding.strip().lower()
-    meter = _Meter(options)
+    meter = _Meter(options, advice)
     if name in ("", "identity"):
         return _Identity(meter)
     if name in ("gzip", "x-gzip"):
@@ -61,17 +63,20 @@ def make_inflater(encoding: str, options: DecodeOptions) -> Inflater:
     )
 
 
-def inflate_whole(data: bytes, encoding: str, max_inflated_bytes: int) -> bytes:
-    """All of a small body at once. Raises as `make_inflater` and Inflater do."""
-    inflater = make_inflater(encoding, DecodeOptions(received_us=0, max_inflated_bytes=max_inflated_bytes))
+def inflate_whole(data: bytes, encoding: str, max_inflated_bytes: int, advice: str = _SETTING) -> bytes:
+    """All of a small body at once: its size is bounded, and so its ratio is not. Raises as `make_inflater` and Inflater
+    do."""
+    options = DecodeOptions(received_us=0, max_inflated_bytes=max_inflated_bytes, max_inflate_ratio=max_inflated_bytes)
+    inflater = make_inflater(encoding, options, advice)
     return b"".join([*inflater.feed(data), *inflater.finish()])
 
 
 class _Meter:
     """Counts both sides and holds the limits."""
 
-    def __init__(self, options: DecodeOptions) -> None:
+    def __init__(self, options: DecodeOptions, advice: str) -> None:
         self._options = options
+        self._advice = advice
         self.wire_bytes = 0
         self._inflated_bytes = 0
 
@@ -80,9 +85,7 @@ class _Meter:
         self._inflated_bytes += size
         options = self._options
         if self._inflated_bytes > options.max_inflated_bytes:
-            raise LimitExceeded(
-                f"the body inflates to more than {options.max_inflated_bytes} bytes (SENSORKEEP_MAX_INFLATED_BYTES)"
-            )
+            raise LimitExceeded(f"the body inflates to more than {options.max_inflated_bytes} bytes ({self._advice})")
         if (
             self._inflated_bytes > INFLATE_RATIO_FREE_BYTES
             and self._inflated_bytes > self.wire_bytes * options.max_inflate_ratio

@@ -115,6 +115,7 @@ class IngestRoutes:
         self._stream_threads = BodyThreads("ingest-stream")
         # Likewise: what was answered before is answered again though no body can be made durable now.
         self._again_threads = BodyThreads("ingest-again")
+        self._again_stream_threads = BodyThreads("ingest-again-stream")
         bulk = _Route(self._bulk, self._bulk_body)
         self._routes = {
             "/api/v1/telemetry/bulk": bulk,
@@ -144,7 +145,7 @@ class IngestRoutes:
 
     def close(self) -> None:
         """Finish what runs and end the threads."""
-        for threads in (self._threads, self._stream_threads, self._again_threads):
+        for threads in (self._threads, self._stream_threads, self._again_threads, self._again_stream_threads):
             threads.close()
 
     async def _admit(self, scope: AsgiScope, receive: Receive) -> _Request:
@@ -197,7 +198,7 @@ class IngestRoutes:
 
     async def _bulk_body(self, request: _Request, digest: hashlib._Hash) -> None:
         read = partial(self._acceptor.read, encoding=request.encoding, digest=digest)
-        await _on_thread(request, read, self._again_threads, self._again_threads)
+        await _on_thread(request, read, self._again_threads, self._again_stream_threads)
 
     async def _readings(self, request: _Request) -> _Answer:
         body = await self._readings_body(request, request.digest)
@@ -258,7 +259,7 @@ class IngestRoutes:
         event = self._waiters.expect(batch_id)
         try:
             batch = await self._settled(batch_id, deadline)
-            while batch is None and (left := deadline - loop.time()) > 0:
+            while batch is None and (left := deadline - limits.SETTLED_LOOK_SECONDS - loop.time()) > 0:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(event.wait(), min(left, limits.SETTLED_POLL_SECONDS))
                 event.clear()
@@ -329,9 +330,10 @@ def _again(content_sha256: str, first_sha256: str, first: StoredAnswer) -> _Answ
 
 async def _small_body(request: _Request, size_max: int, digest: hashlib._Hash | None) -> bytes:
     """All of a body's content, with which `digest` is fed. Raises LimitExceeded past `size_max` bytes."""
-    body = await request.body.whole(size_max, "send larger bodies to /api/v1/telemetry/bulk")
+    advice = "send larger bodies to /api/v1/telemetry/bulk"
+    body = await request.body.whole(size_max, advice)
     if request.encoding not in ("identity", ""):
-        body = inflate_whole(body, request.encoding, size_max)
+        body = inflate_whole(body, request.encoding, size_max, advice)
     if digest is not None:
         digest.update(body)
     return body
