@@ -137,7 +137,7 @@ def flat(routes: Any) -> Iterator[str]:
 def route_table(asgi: Any) -> list[str]:
     found: list[str] = []
     for layer in layers(asgi):
-        found += [f"POST {path}" for path in getattr(layer, "_handlers", {})]
+        found += [f"POST {path}" for path in getattr(layer, "paths", ())]
         if hasattr(layer, "router"):
             found += flat(layer.router.routes)
     return found

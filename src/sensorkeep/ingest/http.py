@@ -143,6 +143,11 @@ class IngestRoutes:
         await send({"type": "http.response.start", "status": answer.status, "headers": headers})
         await send({"type": "http.response.body", "body": answer.body})
 
+    @property
+    def paths(self) -> list[str]:
+        """What it serves, each with POST alone."""
+        return list(self._routes)
+
     def close(self) -> None:
         """Finish what runs and end the threads."""
         for threads in (self._threads, self._stream_threads, self._again_threads, self._again_stream_threads):
