@@ -109,12 +109,13 @@ def test_a_body_sent_again_is_checked_like_the_first(server: Server, path: str, 
 
 
 @pytest.mark.parametrize(
-    ("path", "size"), [("/readings", GENERAL_BODY_BYTES_MAX), ("/temperature_reading", SMALL_BODY_BYTES_MAX)]
+    ("form", "size"), [("readings", GENERAL_BODY_BYTES_MAX), ("temperature", SMALL_BODY_BYTES_MAX)]
 )
 def test_a_body_sent_again_has_the_limits_of_its_route_not_those_of_bulk_bodies(
-    data_dir: Path, path: str, size: int
+    data_dir: Path, form: str, size: int
 ) -> None:
-    content, key = CONTENTS["readings" if path == "/readings" else "temperature"][1].ljust(5_000), new_uuid()
+    path, content = CONTENTS[form]
+    content, key = content.ljust(5_000), new_uuid()
     spaces = random.Random(7).randbytes(size).translate(b" \n\t\r" * 64)  # they are no bomb by their ratio
     too_long = content + spaces
     server = Server(data_dir, SENSORKEEP_MAX_INFLATED_BYTES=1_024).start()
