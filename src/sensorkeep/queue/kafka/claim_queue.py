@@ -189,6 +189,7 @@ class KafkaClaimQueue:
         try:
             self._publisher.publish(self._dead_letters.name, [record])
         except Unavailable:  # somebody may have deleted the topic, and what is no claim holds up all behind it
+            self._check_open()
             prepare_topic(self._brokers, self._dead_letters, self._client_log, self._clock)
             self._publisher.publish(self._dead_letters.name, [record])
 
